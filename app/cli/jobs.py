@@ -1,0 +1,188 @@
+"""`burnish jobs`: start, list, show, watch, cancel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.cli import output, watching
+from app.cli.client import connect, read_json_file, segment
+from app.cli.failure import Failure
+from app.cli.listing import print_page
+from app.cli.options import After, Json, Limit
+from app.cli.output import Column, moment_shown
+
+COLUMNS = (
+    Column("id", "id"),
+    Column("status", "status"),
+    Column("name", "name"),
+    Column("base", "base_model"),
+    Column("step", "progress.step"),
+    Column("of", "progress.total_steps"),
+    Column("loss", "progress.loss", "{:.4f}".format),
+    Column("created", "created_at", moment_shown),
+)
+METRICS = ("step", "epoch", "loss", "validation_loss", "learning_rate", "grad_norm", "tokens")
+METRIC_COLUMNS = tuple(Column(name.replace("_", " "), name, "{:.6g}".format) for name in METRICS)
+EVENT_COLUMNS = (
+    Column("id", "id"),
+    Column("when", "created_at", moment_shown),
+    Column("type", "type"),
+    Column("message", "message"),
+)
+
+commands = typer.Typer(no_args_is_help=True, help="Start, list, watch and cancel fine-tuning jobs.")
+
+
+def _rate(text: str) -> float | str:
+    """A learning rate: a number, or a word for the service to judge (`auto`)."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+@commands.command("create", no_args_is_help=True)
+def create(
+    context: typer.Context,
+    base: Annotated[str | None, typer.Argument(help="Name of a base model.")] = None,
+    dataset: Annotated[str | None, typer.Argument(help="Id of a dataset.")] = None,
+    name: Annotated[str | None, typer.Option(help="What the fine-tune is called.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the adapter.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the rows.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="End earlier than --epochs would.")] = None,
+    learning_rate: Annotated[str | None, typer.Option(metavar="NUMBER|auto", help="Peak learning rate.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per optimiser step.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens; longer rows are cut.")] = None,
+    validation_fraction: Annotated[float | None, typer.Option(help="Share of the rows that is held out.")] = None,
+    deploy: Annotated[str | None, typer.Option(metavar="adapter|merged|none", help="How the result is served.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of order, initial adapter, dropout and split.")] = None,
+    spec: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A whole body of POST /jobs; options go over it.")
+    ] = None,
+    watch: Annotated[
+        bool | None,
+        typer.Option("--watch/--no-watch", help="Show the job until it has ended. Default: yes, but not with --json."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Start a fine-tune. `burnish jobs create BASE DATASET` is enough: everything else has a default."""
+    body = read_json_file(str(spec), "--spec") if spec else {}
+    options = {
+        "base_model": base,
+        "dataset": dataset,
+        "name": name,
+        "method.rank": rank,
+        "hyperparameters.epochs": epochs,
+        "hyperparameters.max_steps": max_steps,
+        "hyperparameters.learning_rate": None if learning_rate is None else _rate(learning_rate),
+        "hyperparameters.batch_size": batch_size,
+        "hyperparameters.max_length": max_length,
+        "hyperparameters.seed": seed,
+        "validation.fraction": validation_fraction,
+        "deploy.mode": deploy,
+    }
+    for path, value in options.items():
+        if value is not None:
+            _put(body, path, value)
+    with connect(context) as service:
+        job = service.post("/jobs", body)
+        if watch is None:
+            watch = not json
+        if not watch:
+            _print_created(job, json)
+            return
+        output.say(f"{job['id']} makes '{job['name']}' from {job['base_model']}.")
+        job = watching.watch(service, job["id"], output.stderr() if json else output.stdout())
+        if json:
+            output.print_json(job)
+        watching.conclude(job)
+
+
+def _put(body: dict[str, Any], path: str, value: Any) -> None:
+    """Sets `a.b` in a body, where an option is given."""
+    *parents, last = path.split(".")
+    for parent in parents:
+        body = body.setdefault(parent, {})
+        if not isinstance(body, dict):
+            raise Failure(f"'{parent}' in the --spec file is not an object.", param=parent)
+    body[last] = value
+
+
+def _print_created(job: dict[str, Any], json: bool) -> None:
+    if json:
+        output.print_json(job)
+        return
+    output.print_table(COLUMNS, [job])
+    output.say(f"Watch it: burnish jobs watch {job['id']}")
+
+
+@commands.command("list")
+def list_jobs(
+    context: typer.Context,
+    status: Annotated[
+        str | None, typer.Option(metavar="queued|running|succeeded|failed|cancelled", help="Only these.")
+    ] = None,
+    limit: Limit = 20,
+    after: After = None,
+    json: Json = False,
+) -> None:
+    """List jobs, newest first."""
+    with connect(context) as service:
+        print_page(service.get("/jobs", status=status, limit=limit, after=after), COLUMNS, json)
+
+
+@commands.command("show")
+def show(context: typer.Context, id: str, json: Json = False) -> None:
+    """Show one job, with every default written out."""
+    with connect(context) as service:
+        job = service.get(f"/jobs/{segment(id)}")
+    (output.print_json if json else output.print_object)(job)
+
+
+@commands.command("watch")
+def watch_job(context: typer.Context, id: str) -> None:
+    """Show a job until it has ended. Exit code: 0 succeeded, 1 failed, 2 cancelled. Ctrl-C leaves the job running."""
+    with connect(context) as service:
+        watching.conclude(watching.watch(service, id, output.stdout()))
+
+
+@commands.command("events")
+def events(
+    context: typer.Context,
+    id: str,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
+) -> None:
+    """Print what happened to a job, oldest first."""
+    with connect(context) as service, watching.leaving_it_running(id):
+        found = watching.follow(service, id) if follow else service.pages(f"/jobs/{segment(id)}/events", "id")
+        if not follow and not json and output.stdout().is_terminal:
+            output.print_table(EVENT_COLUMNS, found)
+            return
+        for event in found:
+            watching.print_event(event, json)
+
+
+@commands.command("metrics")
+def metrics(context: typer.Context, id: str, json: Json = False) -> None:
+    """Print what each optimiser step measured."""
+    with connect(context) as service:
+        rows = list(service.pages(f"/jobs/{segment(id)}/metrics", "step"))
+    if json:
+        output.print_json({"object": "list", "data": rows, "has_more": False})
+    else:
+        output.print_table(METRIC_COLUMNS, rows)
+
+
+@commands.command("cancel")
+def cancel(context: typer.Context, id: str, json: Json = False) -> None:
+    """Cancel a job: at once when it is queued, within a step when it runs."""
+    with connect(context) as service:
+        job = service.post(f"/jobs/{segment(id)}/cancel")
+    if json:
+        output.print_json(job)
+    else:
+        output.say("Cancelled." if job["status"] == "cancelled" else "Asked to stop; it ends within a step.")

@@ -1,0 +1,129 @@
+"""`burnish models`: register, list, show, delete."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.cli import output
+from app.cli.client import Patience, Service, connect, segment
+from app.cli.failure import Failure
+from app.cli.listing import print_page
+from app.cli.options import After, Json, Limit
+from app.cli.output import Column, count_shown, moment_shown
+
+COLUMNS = (
+    Column("name", "name"),
+    Column("kind", "kind"),
+    Column("status", "status"),
+    Column("base", "base_model"),
+    Column("parameters", "parameters", count_shown),
+    Column("created", "created_at", moment_shown),
+)
+POLL_SECONDS = 0.5
+
+commands = typer.Typer(no_args_is_help=True, help="Register base models; list and delete models.")
+
+
+@commands.command("add")
+def add(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="What jobs and chat will call it.")],
+    source: Annotated[
+        str, typer.Argument(help="A directory, modelscope://owner/name[@revision] or hf://owner/name[@revision].")
+    ],
+    chat_template: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A Jinja file, for a model that has no template.")
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Wait while the model is downloaded.")] = True,
+    json: Json = False,
+) -> None:
+    """Register a base model."""
+    body: dict[str, Any] = {"name": name, "source": _absolute(source)}
+    if chat_template:
+        body["chat_template"] = _text(chat_template)
+    with connect(context) as service:
+        model = service.post("/models", body)
+        if wait and model["status"] == "downloading":
+            model = _downloaded(service, model)
+    if json:
+        output.print_json(model)
+    else:
+        output.print_table(COLUMNS, [model])
+    if error := model["error"]:
+        raise Failure(error["message"], hint=error["hint"])
+
+
+def _absolute(source: str) -> str:
+    """The service has a working directory of its own: a directory that is here is named in full."""
+    return str(Path(source).resolve()) if "://" not in source and Path(source).is_dir() else source
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Failure(f"{path} cannot be read: {error}", param="chat_template") from error
+
+
+def _downloaded(service: Service, model: dict[str, Any]) -> dict[str, Any]:
+    """The model once it is no longer downloading."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console, path = output.stderr(), f"/models/{segment(model['name'])}"
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
+    patience = Patience(output.say)
+    patience.well()
+    if not console.is_terminal:
+        output.say(f"Downloading {model['source']} …")
+    try:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task("Downloading", total=None)
+            while model["status"] == "downloading":
+                time.sleep(POLL_SECONDS)
+                try:
+                    model = service.get(path)
+                    patience.well()
+                except Failure as failure:
+                    patience.lost(failure)
+                done = model["progress"] or {}
+                progress.update(task, completed=done.get("bytes", 0), total=done.get("total_bytes"))
+    except KeyboardInterrupt:
+        output.say(f"\nThe download goes on. See how far it is: burnish models show {model['name']}")
+        raise typer.Exit(130) from None
+    return model
+
+
+@commands.command("list")
+def list_models(
+    context: typer.Context,
+    kind: Annotated[str | None, typer.Option(metavar="base|adapter|merged", help="Only these.")] = None,
+    status: Annotated[
+        str | None, typer.Option(metavar="downloading|deploying|ready|failed", help="Only these.")
+    ] = None,
+    limit: Limit = 20,
+    after: After = None,
+    json: Json = False,
+) -> None:
+    """List models, newest first."""
+    with connect(context) as service:
+        print_page(service.get("/models", kind=kind, status=status, limit=limit, after=after), COLUMNS, json)
+
+
+@commands.command("show")
+def show(context: typer.Context, name: str, json: Json = False) -> None:
+    """Show one model, by its name or id."""
+    with connect(context) as service:
+        model = service.get(f"/models/{segment(name)}")
+    (output.print_json if json else output.print_object)(model)
+
+
+@commands.command("delete")
+def delete(context: typer.Context, name: str) -> None:
+    """Delete a model that nothing is built on."""
+    with connect(context) as service:
+        service.delete(f"/models/{segment(name)}")
+    output.say(f"Deleted {name}.")

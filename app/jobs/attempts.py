@@ -1,0 +1,187 @@
+"""One attempt at a job, in the database: how it is claimed, kept, written to and ended. Every write is fenced by its number."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import delete, insert, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from app.jobs.lifecycle import add_event, move
+from app.jobs.tables import Attempt, Job, Metric
+from app.kit.database import lease_until, utc_now, writing
+from app.kit.leases import LeaseLost
+from app.kit.leases import claim as claim_row
+from app.kit.leases import hold as hold_row
+from app.models.tables import Model
+from app.settings import get_settings
+
+log = logging.getLogger(__name__)
+
+
+def claim(worker: str) -> Job | None:
+    """The oldest queued job, now running under a new attempt of `worker`; None where there is none."""
+    with writing() as session:
+        job = claim_row(session, Job, Job.status == "queued", get_settings().lease_seconds)
+        if job is None:
+            return None
+        session.add(Attempt(job_id=job.id, number=job.attempt, worker=worker, started_at=utc_now()))
+        if (
+            published(session, job) is None
+        ):  # it trains again from step 0: what it measures counts, not what the lost attempt did
+            session.execute(delete(Metric).where(Metric.job_id == job.id))
+        job.progress = {"phase": "loading"}
+        move(session, job, "claim", f"Attempt {job.attempt} started.", attempt=job.attempt, worker=worker)
+        return job
+
+
+def published(session: Session, job: Job) -> Model | None:
+    """The model that an earlier attempt at the job stored, if one did."""
+    return session.scalars(select(Model).where(Model.job_id == job.id)).first()
+
+
+@contextmanager
+def renewing(job: Job) -> Iterator[None]:
+    """Renews the lease while the block does something long that cannot be interrupted: a copy, a request to an engine."""
+    done = threading.Event()
+
+    def renew() -> None:
+        while not done.wait(get_settings().lease_seconds / 3):
+            try:
+                with writing() as session:
+                    heartbeat(session, job)
+            except LeaseLost:
+                return
+            except DBAPIError as error:
+                log.warning("%s: the lease was not renewed (%s); trying again", job.id, error)
+
+    renewer = threading.Thread(target=renew, daemon=True)
+    renewer.start()
+    try:
+        yield
+    finally:
+        done.set()
+        renewer.join()
+
+
+def hold(session: Session, job: Job) -> Job:
+    """The locked row, while the attempt that `job` was claimed with is the current one. Raises `LeaseLost`."""
+    return hold_row(session, Job, job.id, job.attempt, "running")
+
+
+def heartbeat(session: Session, job: Job) -> Job:
+    """Renews the lease. Returns the locked row, whose `cancel_requested` is the wanted state. Raises `LeaseLost`."""
+    row = hold(session, job)
+    row.lease_expires_at = lease_until(session, get_settings().lease_seconds)
+    return row
+
+
+def record(session: Session, row: Job, events: list[dict[str, Any]]) -> None:
+    """Writes what the trainer reported to the held row: metrics, progress and events, in order."""
+    steps: list[dict[str, Any]] = []
+    for event in events:
+        fields = {key: value for key, value in event.items() if key != "type"}
+        match event["type"]:
+            case "phase":
+                _progress(row, phase=fields["phase"])
+                add_event(session, row, "phase", f"Now {fields['phase']}.", **fields)
+            case "started":
+                _progress(row, total_steps=fields["total_steps"])
+                text = "{rows} rows, {tokens} tokens of which {loss_tokens} carry loss, {total_steps} steps."
+                add_event(session, row, "progress", text.format(**fields), **fields)
+            case "step":
+                measured = ("step", "loss", "learning_rate", "grad_norm", "tokens", "epoch")
+                steps.append({key: fields[key] for key in measured})
+                before, total = (row.progress or {}).get("step", 0), (row.progress or {}).get("total_steps") or 1
+                _progress(
+                    row, **{key: fields[key] for key in ("step", "epoch", "loss", "tokens_per_second", "eta_seconds")}
+                )
+                if before * 100 // total != fields["step"] * 100 // total:  # at most a hundred of these
+                    add_event(
+                        session,
+                        row,
+                        "progress",
+                        f"Step {fields['step']} of {total}, loss {fields['loss']:.4f}.",
+                        **fields,
+                    )
+            case "validation":
+                for step in steps:
+                    if step["step"] == fields["step"]:
+                        step["validation_loss"] = fields["loss"]
+                        break
+                else:
+                    metric = session.get(Metric, (row.id, fields["step"]))
+                    if metric:
+                        metric.data = metric.data | {"validation_loss": fields["loss"]}
+                add_event(
+                    session,
+                    row,
+                    "validation",
+                    f"Validation loss {fields['loss']:.4f} after step {fields['step']}.",
+                    **fields,
+                )
+            case "warning":
+                add_event(session, row, "warning", fields["message"])
+    if steps:
+        rows = [
+            {
+                "job_id": row.id,
+                "step": step["step"],
+                "data": {key: value for key, value in step.items() if key != "step"},
+            }
+            for step in steps
+        ]
+        session.execute(insert(Metric), rows)
+
+
+def _progress(row: Job, **fields: Any) -> None:
+    row.progress = (row.progress or {}) | fields
+
+
+def end(session: Session, row: Job, outcome: str, reason: str | None = None) -> None:
+    """Writes how the held row's attempt ended."""
+    attempt = session.get_one(Attempt, (row.id, row.attempt))
+    attempt.ended_at, attempt.outcome, attempt.reason = utc_now(), outcome, reason
+
+
+def fail(session: Session, row: Job, code: str, message: str, hint: str | None = None) -> None:
+    """Ends the held row's job as failed, for a cause that another attempt would meet again."""
+    end(session, row, "failed", message)
+    row.error = {"code": code, "message": message, "hint": hint}
+    move(session, row, "fail", message, code=code, hint=hint)
+
+
+def lose(session: Session, row: Job, code: str, message: str) -> None:
+    """Ends the held row's attempt as lost: the job runs again, or fails when that happened `max_attempts` times."""
+    end(session, row, "lost", message)
+    lost = sum(attempt.outcome == "lost" for attempt in row.attempts)
+    if row.cancel_requested:
+        move(session, row, "cancel", "Cancelled; the attempt had been lost.")
+    elif lost < get_settings().max_attempts:
+        row.progress = None
+        move(session, row, "requeue", f"Attempt {row.attempt} was lost: {message} The job runs again.", reason=message)
+    else:
+        row.error = {
+            "code": code,
+            "message": message,
+            "hint": f"It happened {lost} times. The worker's log has the details.",
+        }
+        move(session, row, "fail", f"Given up after {lost} lost attempts. {message}", code=code)
+
+
+def hand_over(session: Session, row: Job) -> None:
+    """Gives the held row's job back to the queue, because its worker is asked to end."""
+    end(session, row, "handed_over", "The worker was stopped.")
+    row.progress = None
+    move(session, row, "requeue", "The worker was stopped; the job goes on when there is one.", reason="worker stopped")
+
+
+def cancelled(session: Session, row: Job) -> None:
+    """Ends the held row's job as cancelled."""
+    end(session, row, "cancelled")
+    move(session, row, "cancel", f"Cancelled at step {(row.progress or {}).get('step', 0)}.")

@@ -1,0 +1,95 @@
+"""Routes of jobs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+import anyio.to_thread
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.sse import EventSourceResponse, format_sse_event
+
+from app.jobs import service
+from app.jobs.lifecycle import Status
+from app.jobs.schemas import EventOut, JobCreate, JobOut, MetricOut, event_out, job_out
+from app.kit.errors import errors
+from app.kit.pagination import Page, PageQuery
+from app.projects.service import ProjectId
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+# How often a stream of events looks for new ones.
+EVENT_POLL_SECONDS = 0.3
+# After this long without an event a comment is sent, so that proxies keep the stream open.
+KEEPALIVE_SECONDS = 15.0
+
+
+@router.post("", status_code=202, summary="Start a job", responses=errors(409, 422))
+def create_job(request: JobCreate, project: ProjectId) -> JobOut:
+    return job_out(service.create(project, request))
+
+
+@router.get("", summary="List jobs", responses=errors(422))
+def list_jobs(project: ProjectId, page: PageQuery, status: Status | None = None) -> Page[JobOut]:
+    jobs, more = service.list_jobs(project, page, status)
+    return Page(data=[job_out(job) for job in jobs], has_more=more)
+
+
+@router.get("/{id}", summary="Get a job", responses=errors(404))
+def get_job(id: str, project: ProjectId) -> JobOut:
+    return job_out(service.get(project, id))
+
+
+@router.post("/{id}/cancel", summary="Cancel a job", responses=errors(404, 409))
+def cancel_job(id: str, project: ProjectId) -> JobOut:
+    return job_out(service.cancel(project, id))
+
+
+@router.get("/{id}/metrics", summary="What each optimiser step measured", responses=errors(404, 422))
+def list_metrics(
+    id: str,
+    project: ProjectId,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+    after: Annotated[int, Query(ge=0, le=2**31 - 1, description="A step: what follows it.")] = 0,
+) -> Page[MetricOut]:
+    rows, more = service.metrics(project, id, after, limit)
+    return Page(data=[MetricOut(**row) for row in rows], has_more=more)
+
+
+@router.get(
+    "/{id}/events",
+    summary="What happened to a job: a list, or a stream of server-sent events",
+    response_model=Page[EventOut],
+    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}, **errors(404, 422)},
+)
+async def list_events(
+    id: str,
+    project: ProjectId,
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    after: Annotated[int, Query(ge=0, le=2**31 - 1, description="An event's number: what follows it.")] = 0,
+    last_event_id: Annotated[int | None, Header(ge=0, le=2**31 - 1, description="Resumes a stream.")] = None,
+) -> Response | Page[EventOut]:
+    start = after if last_event_id is None else last_event_id
+    found, more, ended = await anyio.to_thread.run_sync(service.events, project, id, start, limit)
+    if "text/event-stream" not in request.headers.get("accept", ""):
+        return Page(data=[event_out(event) for event in found], has_more=more)
+
+    async def stream() -> AsyncIterator[bytes]:
+        number, batch, remaining, over, silence = start, found, more, ended, 0.0
+        while True:
+            for event in batch:
+                number = event.number
+                yield format_sse_event(data_str=event_out(event).model_dump_json(), event=event.type, id=str(number))
+            if over and not remaining:
+                return
+            if not remaining:
+                await asyncio.sleep(EVENT_POLL_SECONDS)
+                silence = 0.0 if batch else silence + EVENT_POLL_SECONDS
+                if silence > KEEPALIVE_SECONDS:
+                    yield format_sse_event(data_str=None, comment="still here")
+                    silence = 0.0
+            batch, remaining, over = await anyio.to_thread.run_sync(service.events, project, id, number, 1000)
+
+    return EventSourceResponse(stream())

@@ -1,0 +1,63 @@
+"""The one table of a job's states, and the one function that moves a job through it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.jobs.tables import Event, Job
+from app.kit.database import utc_now
+from app.kit.errors import Conflict
+from app.models.tables import Model
+
+Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+Transition = Literal["claim", "requeue", "succeed", "fail", "cancel"]
+
+ENDED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
+
+# transition: (states it is legal from, state it leads to, type of the event that tells of it)
+TRANSITIONS: dict[Transition, tuple[tuple[Status, ...], Status, str]] = {
+    "claim": (("queued",), "running", "started"),
+    "requeue": (("running",), "queued", "requeued"),
+    "succeed": (("running",), "succeeded", "succeeded"),
+    "fail": (("running",), "failed", "failed"),
+    "cancel": (("queued", "running"), "cancelled", "cancelled"),
+}
+
+
+def move(session: Session, job: Job, transition: Transition, message: str, **data: Any) -> None:
+    """Moves the locked row `job`, with its event. Raises `Conflict` where the table does not allow it."""
+    legal, target, event = TRANSITIONS[transition]
+    if job.status not in legal:
+        raise Conflict(
+            f"The job {job.id} is {job.status}; to {transition} it, it must be {' or '.join(legal)}.",
+            hint="GET /jobs/{id} shows its state and GET /jobs/{id}/events how it got there.",
+        )
+    job.status = target
+    if target == "running":
+        job.started_at = job.started_at or utc_now()
+    else:
+        job.lease_expires_at = None
+    if target in ENDED:
+        job.ended_at = utc_now()
+    if target in ("failed", "cancelled"):
+        _end_model(session, job)
+    add_event(session, job, event, message, **data)
+
+
+def _end_model(session: Session, job: Job) -> None:
+    """A model that was stored and does not answer yet ends with its job: failed, its files kept, or gone with its name."""
+    for model in session.scalars(select(Model).where(Model.job_id == job.id, Model.status == "deploying")):
+        if job.status == "failed":
+            model.status, model.error = "failed", job.error
+        else:
+            session.delete(model)
+            job.model_id = None
+
+
+def add_event(session: Session, job: Job, type: str, message: str, **data: Any) -> None:
+    """Appends an event. The caller holds the job's row, so numbers have no gaps and no doubles."""
+    job.event_count += 1
+    session.add(Event(job_id=job.id, number=job.event_count, type=type, message=message, data=data))

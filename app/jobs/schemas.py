@@ -1,0 +1,127 @@
+"""Jobs on the wire."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from app.jobs.lifecycle import Status
+from app.jobs.spec import Deploy, Hyperparameters, JobSpec, Lora, Validation
+from app.jobs.tables import Event, Job
+from app.kit.wire import Failure, Metadata, Name, Reference
+
+
+class JobCreate(JobSpec):
+    """`base_model` and `dataset` are enough; the rest has defaults."""
+
+    base_model: str = Field(
+        min_length=1, max_length=64, description="Name or id of a base model.", examples=["demo-base"]
+    )
+    dataset: str = Field(min_length=1, max_length=64, description="Id of a dataset.")
+    name: Name | None = Field(None, description="Name of the fine-tune; unique. Default: made from base and id.")
+    metadata: Metadata = Field(default_factory=dict)
+
+    def spec(self) -> JobSpec:
+        """What the trainer is asked to do, without whose it is."""
+        return JobSpec(**{field: getattr(self, field) for field in JobSpec.model_fields})
+
+
+class Progress(BaseModel):
+    """How far a running job is. `phase` is what it does now."""
+
+    phase: Literal["loading", "training", "merging", "deploying"]
+    step: int = 0
+    total_steps: int | None = None
+    epoch: float = 0.0
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    eta_seconds: float | None = None
+
+
+class AttemptOut(BaseModel):
+    """One try at the job."""
+
+    number: int
+    started_at: datetime
+    ended_at: datetime | None
+    start_step: int
+    outcome: Literal["succeeded", "failed", "cancelled", "lost", "handed_over"] | None
+    reason: str | None
+
+
+class JobOut(BaseModel):
+    """A job, with every default written out."""
+
+    id: str
+    object: Literal["job"] = "job"
+    name: str
+    status: Status
+    base_model: str
+    dataset: str
+    stage: Literal["sft"]
+    method: Lora
+    hyperparameters: Hyperparameters
+    validation: Validation | None
+    deploy: Deploy
+    progress: Progress | None
+    attempts: list[AttemptOut]
+    cancel_requested: bool
+    error: Failure | None
+    model: Reference | None
+    metadata: Metadata
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+
+
+class EventOut(BaseModel):
+    """Something that happened to a job; `id` counts from 1 within the job."""
+
+    id: int
+    object: Literal["event"] = "event"
+    type: str
+    message: str
+    data: dict[str, Any]
+    created_at: datetime
+
+
+class MetricOut(BaseModel):
+    """What one optimiser step measured."""
+
+    step: int
+    loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    tokens: int | None = None
+    epoch: float | None = None
+    validation_loss: float | None = None
+
+
+def job_out(job: Job) -> JobOut:
+    """The wire form of a row."""
+    return JobOut(
+        id=job.id,
+        name=job.name,
+        status=job.status,
+        base_model=job.base_model_name,
+        dataset=job.dataset_id,
+        **job.spec,
+        progress=Progress(**job.progress) if job.progress else None,
+        attempts=[AttemptOut.model_validate(attempt, from_attributes=True) for attempt in job.attempts],
+        cancel_requested=job.cancel_requested,
+        error=Failure(**job.error) if job.error else None,
+        model=Reference(id=job.model_id, name=job.name) if job.model_id else None,
+        metadata=job.meta,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        ended_at=job.ended_at,
+    )
+
+
+def event_out(event: Event) -> EventOut:
+    """The wire form of a row."""
+    return EventOut(
+        id=event.number, type=event.type, message=event.message, data=event.data, created_at=event.created_at
+    )

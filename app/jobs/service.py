@@ -1,0 +1,268 @@
+"""What can be done with jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import or_, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from app.datasets.tables import Dataset
+from app.jobs.lifecycle import ENDED, add_event, move
+from app.jobs.schemas import JobCreate
+from app.jobs.spec import JobSpec, auto_learning_rate
+from app.jobs.tables import Event, Job, Metric
+from app.kit import references
+from app.kit.database import reading, writing
+from app.kit.errors import Conflict, InvalidValue, NotFound
+from app.kit.ids import new_id
+from app.kit.pagination import Paging, newest_first
+from app.kit.queue import wake
+from app.models import service as models
+from app.models.tables import Model
+from app.settings import get_settings
+
+
+def create(project_id: str, request: JobCreate) -> Job:
+    """Accepts a job, with every default resolved. What cannot work is refused here, with the field named."""
+    spec = request.spec()
+    with writing() as session:
+        base = _base_model(session, project_id, request.base_model)
+        dataset = _dataset(session, project_id, request.dataset, "dataset")
+        validation = spec.validation.dataset if spec.validation else None
+        if validation:
+            _dataset(session, project_id, validation, "validation.dataset")
+        for rule in RULES:
+            rule(spec, base, dataset)
+        _resolve(request, spec, base)
+        job = Job(
+            id=new_id("job"),
+            project_id=project_id,
+            status="queued",
+            spec=spec.model_dump(mode="json"),
+            base_model_id=base.id,
+            base_model_name=base.name,
+            dataset_id=dataset.id,
+            validation_dataset_id=validation,
+            meta=request.metadata,
+            event_count=0,
+            attempts=[],
+        )
+        job.name = request.name or f"{base.name[:55]}-{job.id[-8:]}"
+        _claim_name(session, job)
+        add_event(session, job, "created", f"Accepted: {spec.stage} of '{base.name}' on {dataset.rows} rows.")
+    wake("train")
+    return job
+
+
+def _base_model(session: Session, project_id: str, name: str) -> Model:
+    found = models.find(session, project_id, name)
+    if found is None:
+        raise InvalidValue(
+            f"The base model '{name}' is not registered.",
+            param="base_model",
+            code="model_not_found",
+            hint="Register it with POST /models, or choose one of GET /models?kind=base.",
+        )
+    model = session.get_one(Model, found.id, with_for_update={"of": Model}, populate_existing=True)
+    if model.kind != "base":
+        raise InvalidValue(
+            f"'{name}' is a fine-tune; training one further is not there yet.",
+            param="base_model",
+            code="unsupported",
+            hint="Choose a base model: GET /models?kind=base.",
+        )
+    if model.status != "ready":
+        raise Conflict(
+            f"The base model '{name}' is {model.status}.",
+            param="base_model",
+            code="model_not_ready",
+            hint="GET /models/{name} shows how far its download is, or why it failed.",
+        )
+    return model
+
+
+def _dataset(session: Session, project_id: str, id: str, param: str) -> Dataset:
+    """The dataset's locked row: it cannot be deleted before the job that uses it is there."""
+    query = select(Dataset).where(Dataset.project_id == project_id, Dataset.id == id).with_for_update(of=Dataset)
+    dataset = session.scalars(query).first()
+    if dataset is None:
+        raise InvalidValue(
+            f"The dataset '{id}' does not exist.",
+            param=param,
+            code="dataset_not_found",
+            hint="Upload one with POST /datasets.",
+        )
+    if dataset.kind != "chat":
+        raise InvalidValue(
+            f"The dataset '{id}' holds {dataset.kind} rows; stage 'sft' trains on chat rows.",
+            param=param,
+            hint="Choose a dataset whose kind is 'chat'.",
+        )
+    return dataset
+
+
+def _has_template(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    if base.chat_template is None:
+        raise InvalidValue(
+            f"The base model '{base.name}' has no chat template, so chat rows cannot be rendered for it.",
+            param="base_model",
+            hint="Register it with POST /models and a 'chat_template'.",
+        )
+
+
+def _rank_is_served(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    cap = get_settings().max_lora_rank
+    if spec.method.rank > cap and spec.deploy.mode == "adapter":
+        raise InvalidValue(
+            f"The rank {spec.method.rank} is above {cap}, the largest that the engines serve.",
+            param="method.rank",
+            hint=f"Use at most {cap}, set BURNISH_MAX_LORA_RANK, or deploy with mode 'merged'.",
+        )
+
+
+def _targets_exist(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    if spec.method.target_modules == "all-linear":
+        return
+    known = base.facts.get("modules", [])
+    for index, name in enumerate(spec.method.target_modules):
+        if name not in known:
+            raise InvalidValue(
+                f"The base model '{base.name}' has no module '{name}'.",
+                param=f"method.target_modules.{index}",
+                hint=f"It has: {', '.join(known)}. Or leave it at 'all-linear'.",
+            )
+
+
+def _fits_context(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    context = base.facts.get("max_length")
+    asked = "max_length" in spec.hyperparameters.model_fields_set
+    if context and asked and spec.hyperparameters.max_length > context:
+        raise InvalidValue(
+            f"max_length {spec.hyperparameters.max_length} is above {context}, the context of '{base.name}'.",
+            param="hyperparameters.max_length",
+            hint=f"Use at most {context}.",
+        )
+
+
+def _rows_to_hold_out(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    if spec.validation and spec.validation.fraction and dataset.rows < 2:
+        raise InvalidValue(
+            f"The dataset '{dataset.id}' has {dataset.rows} row; none can be held out of it.",
+            param="validation.fraction",
+            hint="Use a larger dataset, or give 'validation.dataset'.",
+        )
+
+
+# What a job must satisfy, beyond the types of its fields; each raises with the field named.
+RULES: tuple[Callable[[JobSpec, Model, Dataset], None], ...] = (
+    _has_template,
+    _rank_is_served,
+    _targets_exist,
+    _fits_context,
+    _rows_to_hold_out,
+)
+
+
+def _resolve(request: JobCreate, spec: JobSpec, base: Model) -> None:
+    """Writes out the defaults that depend on the base model."""
+    parameters = spec.hyperparameters
+    if parameters.learning_rate == "auto":
+        parameters.learning_rate = auto_learning_rate(base.facts["hidden_size"])
+    if "max_length" not in request.hyperparameters.model_fields_set and base.facts.get("max_length"):
+        parameters.max_length = min(parameters.max_length, base.facts["max_length"])
+
+
+def _claim_name(session: Session, job: Job) -> None:
+    taken = Conflict(
+        f"The name '{job.name}' is taken.",
+        param="name",
+        code="name_taken",
+        hint="A fine-tune is named once; choose another.",
+    )
+    if models.find(session, job.project_id, job.name) is not None:
+        raise taken
+    try:
+        with session.begin_nested():
+            session.add(job)
+    except IntegrityError:
+        raise taken from None
+
+
+def get(project_id: str, id: str) -> Job:
+    """The job. Raises `NotFound`."""
+    with reading() as session:
+        return _find(session, project_id, id)
+
+
+def _find(session: Session, project_id: str, id: str, *, lock: bool = False) -> Job:
+    query = select(Job).where(Job.project_id == project_id, Job.id == id)
+    job = session.scalars(query.with_for_update(of=Job) if lock else query).first()
+    if job is None:
+        raise NotFound(f"The job '{id}' does not exist.", code="job_not_found", hint="GET /jobs lists those that do.")
+    return job
+
+
+def list_jobs(project_id: str, paging: Paging, status: str | None) -> tuple[list[Job], bool]:
+    """One page of the project's jobs, newest first."""
+    query = select(Job).where(Job.project_id == project_id)
+    if status:
+        query = query.where(Job.status == status)
+    with reading() as session:
+        return newest_first(session, query, Job.id, paging)
+
+
+def cancel(project_id: str, id: str) -> Job:
+    """Cancels a queued job, asks a running one to stop; on a cancelled job nothing. Raises `Conflict` on other ended ones."""
+    with writing() as session:
+        job = _find(session, project_id, id, lock=True)
+        if job.status == "running":
+            if not job.cancel_requested:
+                job.cancel_requested = True
+                add_event(session, job, "cancel_requested", "Asked to stop.")
+        elif job.status != "cancelled":
+            job.cancel_requested = True
+            move(session, job, "cancel", "Cancelled before it started.")
+        return job
+
+
+def events(project_id: str, id: str, after: int, limit: int) -> tuple[list[Event], bool, bool]:
+    """Events after number `after`, oldest first; whether there are more, and whether the job has ended."""
+    with reading() as session:
+        job = _find(session, project_id, id)
+        query = select(Event).where(Event.job_id == id, Event.number > after).order_by(Event.number).limit(limit + 1)
+        found = list(session.scalars(query))
+        return found[:limit], len(found) > limit, job.status in ENDED
+
+
+def metrics(project_id: str, id: str, after: int, limit: int) -> tuple[list[dict[str, Any]], bool]:
+    """Measurements after step `after`, oldest first, and whether there are more."""
+    with reading() as session:
+        _find(session, project_id, id)
+        query = select(Metric).where(Metric.job_id == id, Metric.step > after).order_by(Metric.step).limit(limit + 1)
+        found = [{"step": metric.step, **metric.data} for metric in session.scalars(query)]
+        return found[:limit], len(found) > limit
+
+
+def _job_using(*columns: Any) -> references.Check:
+    def check(session: Session, id: str) -> str | None:
+        uses = or_(*(column == id for column in columns))
+        query = select(Job.id).where(Job.status.not_in(ENDED), uses).limit(1)
+        user = session.scalar(query)
+        return f"the job {user} uses it and has not ended" if user else None
+
+    return check
+
+
+def _job_named(session: Session, name: str) -> str | None:
+    project_id, _, name = name.partition("/")
+    query = select(Job.id).where(Job.project_id == project_id, Job.name == name, Job.status.not_in(ENDED))
+    user = session.scalar(query.limit(1))
+    return f"the job {user} will give it to its model" if user else None
+
+
+references.register("model name", _job_named)
+references.register("dataset", _job_using(Job.dataset_id, Job.validation_dataset_id))
+references.register("model", _job_using(Job.base_model_id, Job.model_id))

@@ -1,0 +1,94 @@
+"""What a job is asked to do: plain data that the API checks, the database stores and the trainer reads."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from app.kit.wire import Strict
+
+
+class Lora(Strict):
+    """Low-rank adapters (Hu et al., 2021): the update of a weight is `alpha / rank · B A`."""
+
+    type: Literal["lora"] = "lora"
+    rank: int = Field(8, ge=1, le=512)
+    alpha: float = Field(0, gt=0, le=65536, validate_default=False, description="Default: twice the rank.")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1, max_length=64)] = "all-linear"
+
+    @model_validator(mode="after")
+    def _default_alpha(self) -> Lora:
+        if "alpha" not in self.model_fields_set:
+            self.alpha = 2.0 * self.rank
+        return self
+
+
+class Hyperparameters(Strict):
+    """How the optimiser runs. `batch_size` counts rows per optimiser step."""
+
+    epochs: float = Field(3.0, gt=0, le=1000)
+    max_steps: int | None = Field(None, ge=1, le=10_000_000)
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"
+    batch_size: int = Field(16, ge=1, le=4096)
+    max_length: int = Field(2048, ge=8, le=1_048_576)
+    warmup_ratio: float = Field(0.1, ge=0, le=1)
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    seed: int = Field(42, ge=0, le=2**32 - 1)
+
+
+class Validation(Strict):
+    """Held-out rows: a dataset of their own, or a share of the training rows chosen by the seed."""
+
+    dataset: str | None = None
+    fraction: float | None = Field(None, gt=0, le=0.5)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Validation:
+        if (self.dataset is None) == (self.fraction is None):
+            raise ValueError("give either 'dataset' or 'fraction'")
+        return self
+
+
+class Deploy(Strict):
+    """How the result is served: beside its base, as merged weights of its own, or not at all."""
+
+    mode: Literal["adapter", "merged", "none"] = "adapter"
+
+
+class JobSpec(Strict):
+    """Everything that decides the result, beside base model and rows. Stored with every default written out."""
+
+    stage: Literal["sft"] = "sft"
+    method: Lora = Field(default_factory=Lora)
+    hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters)
+    validation: Validation | None = None
+    deploy: Deploy = Field(default_factory=Deploy)
+
+
+class TrainerSpec(Strict):
+    """The file that `python -m worker.trainer` reads: a resolved `JobSpec` and where things lie on this machine.
+
+    `rows` and `validation_rows` are Parquet files of canonical rows; `threads` is 0 for all cores.
+    """
+
+    job: str
+    attempt: int
+    spec: JobSpec
+    base_model: str
+    chat_template: str | None
+    rows: str
+    validation_rows: str | None = None
+    threads: int = 0
+    provenance: dict[str, Any] = Field(default_factory=dict, description="Copied into the manifest: names and hashes.")
+
+
+def auto_learning_rate(hidden_size: int) -> float:
+    """Peak learning rate for LoRA on a model of this hidden size, rounded to three digits.
+
+    Source: Schulman et al., "LoRA Without Regret", Thinking Machines Lab, 2025, and the rule in its cookbook: ten times the
+    rate of full fine-tuning (5e-5), scaled by (2000 / hidden size) to the power that it fitted on Llama models, 0.781.
+    """
+    return float(f"{5e-4 * (2000 / hidden_size) ** 0.781:.3g}")

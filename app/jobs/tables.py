@@ -1,0 +1,93 @@
+"""Jobs, their attempts, and what happened to them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ForeignKey, Index, String, Text, text
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from app.kit.database import Base, UtcDateTime, utc_now
+from app.kit.leases import Leased
+from app.projects.tables import Project
+
+
+class Job(Leased):
+    """A request to train. `attempt` is its fencing token: a write of an older attempt changes nothing.
+
+    `cancel_requested` is the wanted state, which the supervisor reads with every heartbeat.
+    """
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index("ix_jobs_project_status", "project_id", "status", "id"),
+        Index("ix_jobs_status_lease", "status", "lease_expires_at"),
+        # A fine-tune is named once; a job that came to nothing gives its name back.
+        Index(
+            "uq_jobs_live_name",
+            "project_id",
+            "name",
+            unique=True,
+            postgresql_where=text("status NOT IN ('failed', 'cancelled')"),
+            sqlite_where=text("status NOT IN ('failed', 'cancelled')"),
+        ),
+    )
+
+    project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
+    name: Mapped[str] = mapped_column(String(64))
+    spec: Mapped[dict[str, Any]]
+    # No foreign keys from here: a job that has ended outlives what it was made of.
+    base_model_id: Mapped[str] = mapped_column(String(40), index=True)
+    base_model_name: Mapped[str] = mapped_column(String(64))
+    dataset_id: Mapped[str] = mapped_column(String(40), index=True)
+    validation_dataset_id: Mapped[str | None] = mapped_column(String(40), index=True)
+    model_id: Mapped[str | None] = mapped_column(String(40))
+    cancel_requested: Mapped[bool] = mapped_column(default=False)
+    event_count: Mapped[int] = mapped_column(default=0)
+    progress: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    attempts: Mapped[list[Attempt]] = relationship(order_by="Attempt.number", lazy="selectin")
+
+
+class Attempt(Base):
+    """One try at a job by one worker. `outcome`: succeeded, failed, cancelled or lost; null while it runs."""
+
+    __tablename__ = "attempts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    worker: Mapped[str] = mapped_column(String(200))
+    start_step: Mapped[int] = mapped_column(default=0)
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    outcome: Mapped[str | None] = mapped_column(String(20))
+    reason: Mapped[str | None] = mapped_column(Text)
+
+
+class Event(Base):
+    """Something that happened to a job, numbered under the job's row so that a reader who resumes misses none."""
+
+    __tablename__ = "events"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    type: Mapped[str] = mapped_column(String(40))
+    message: Mapped[str] = mapped_column(Text)
+    data: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+
+
+class Metric(Base):
+    """What an optimiser step measured; a step counts once, the latest attempt's."""
+
+    __tablename__ = "metrics"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    data: Mapped[dict[str, Any]]

@@ -1,0 +1,93 @@
+"""What stands before every request: the loopback checks and the limit on bodies. Plain ASGI, so that streams pass untouched."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.kit.errors import Forbidden, ServiceError, TooLarge
+from app.settings import get_settings
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class LoopbackOnly:
+    """Refuses requests that a web page could make: a foreign `Host` (DNS rebinding) or a foreign `Origin`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (refusal := self._refusal(Headers(scope=scope))):
+            await _answer(refusal)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _refusal(self, headers: Headers) -> ServiceError | None:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        try:
+            name, page = urlsplit(f"//{host}").hostname or "", urlsplit(origin or "").netloc
+        except ValueError:  # an address in brackets that is none
+            name, page = "", ""
+        if not is_loopback(name):
+            return Forbidden(
+                f"The host '{host}' is not this machine.",
+                param="Host",
+                hint="Call the service by 127.0.0.1 or localhost.",
+            )
+        if origin is not None and page != host:
+            return Forbidden(
+                f"Pages of '{origin}' may not call this service.",
+                param="Origin",
+                hint="Call it from its own pages, or not from a browser.",
+            )
+        return None
+
+
+class BodyLimit:
+    """Bounds request bodies other than uploads, which bound themselves as they stream to disk."""
+
+    def __init__(self, app: ASGIApp, unbounded: frozenset[tuple[str, str]]) -> None:
+        self.app, self.unbounded = app, unbounded
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or (scope["method"], scope["path"].rstrip("/")) in self.unbounded:
+            await self.app(scope, receive, send)
+            return
+        limit, seen = get_settings().max_request_bytes, 0
+        length = Headers(scope=scope).get("content-length", "0")
+        if length.isdigit() and int(length) > limit:
+            await _answer(_too_large(limit))(scope, receive, send)
+            return
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > limit:
+                raise _too_large(limit)
+            return message
+
+        await self.app(scope, counted, send)
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"The body is over the limit of {limit} bytes.", hint="BURNISH_MAX_REQUEST_BYTES sets the limit.")
+
+
+def _answer(error: ServiceError) -> JSONResponse:
+    body: dict[str, Any] = error.body()
+    return JSONResponse(body, status_code=error.status)

@@ -1,0 +1,125 @@
+"""How every failure becomes the one error body."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DataError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+
+from app.kit.errors import BadRequest, InvalidValue, ServiceError, Unavailable, UnsupportedMediaType
+from app.kit.ids import new_id
+
+log = logging.getLogger(__name__)
+
+RETRY_AFTER_SECONDS = "5"
+
+# Starlette's own refusals: status → (code, hint).
+PLAIN = {
+    404: ("not_found", "GET /openapi.json lists every path."),
+    405: ("method_not_allowed", "GET /openapi.json lists every method."),
+}
+
+
+def install(app: FastAPI) -> None:
+    """Registers the handlers."""
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_exception)
+    for kind in (OperationalError, InterfaceError, PoolTimeout):
+        app.add_exception_handler(kind, _database_error)
+    app.add_exception_handler(DataError, _unstorable)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def _render(error: ServiceError, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(error.body(), status_code=error.status, headers=headers)
+
+
+def _service_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ServiceError)
+    return _render(error, {"Retry-After": RETRY_AFTER_SECONDS} if error.status == 503 else None)
+
+
+def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return _render(from_validation(list(error.errors()), request.headers.get("content-type", "")))
+
+
+def from_validation(problems: list[dict[str, Any]], content_type: str = "application/json") -> ServiceError:
+    """The first of pydantic's complaints as an error of ours, which names the field and the value."""
+    first = problems[0]
+    kind, location = first["type"], [str(part) for part in first["loc"]]
+    param = ".".join(_without_variants(location[1:])) or None
+    if kind == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "it cannot be parsed")
+        return BadRequest(
+            f"The body is not JSON: {reason} (at character {location[-1]}).", hint="Send one JSON object."
+        )
+    if location == ["body"]:
+        if content_type and "json" not in content_type:
+            return UnsupportedMediaType(
+                f"The body is '{content_type}'; this route takes JSON.", hint="Send Content-Type: application/json."
+            )
+        if kind == "missing":
+            return BadRequest("The body is empty.", hint="Send one JSON object.")
+    if kind == "missing":
+        return InvalidValue(
+            f"The field '{param}' is missing.", param=param, code="missing_field", hint="docs/api.md lists the fields."
+        )
+    if kind == "extra_forbidden":
+        return InvalidValue(
+            f"The field '{param}' is unknown.", param=param, code="unknown_field", hint="docs/api.md lists the fields."
+        )
+    shown = repr(first.get("input"))
+    message = first["msg"].removeprefix("Value error, ")
+    return InvalidValue(
+        f"The field '{param or 'body'}' has a wrong value, {shown if len(shown) < 80 else shown[:77] + '...'}: {message}.",
+        param=param,
+        hint="docs/api.md has the allowed values.",
+    )
+
+
+def _without_variants(location: list[str]) -> list[str]:
+    """A union's location names the variant that was tried (`literal['auto']`); a user did not write that."""
+    return [part for part in location if "[" not in part and part not in ("float", "int", "str", "constrained-float")]
+
+
+def _http_exception(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, ServiceError):  # raised while the framework read the body
+        return _service_error(request, error.__cause__)
+    code, hint = PLAIN.get(error.status_code, ("invalid_json", None))
+    where = f"{request.method} {request.url.path}"
+    refusal = ServiceError(f"{where}: {error.detail}.", code=code, hint=hint)
+    refusal.status = error.status_code
+    return _render(refusal, dict(error.headers or {}))
+
+
+def _database_error(request: Request, error: Exception) -> JSONResponse:
+    log.error("database: %s", error)
+    refusal = Unavailable(
+        "The database cannot be reached.", code="database_unavailable", hint="Try again in a few seconds."
+    )
+    return _render(refusal, {"Retry-After": RETRY_AFTER_SECONDS})
+
+
+def _unstorable(request: Request, error: Exception) -> JSONResponse:
+    log.info("%s %s: %s", request.method, request.url.path, error)
+    message = "A value cannot be stored: text with a NUL character, or a number out of range."
+    return _render(InvalidValue(message, hint="Remove it from the request."))
+
+
+def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    fault = new_id("fault")
+    log.error("%s %s %s", fault, request.method, request.url.path, exc_info=error)
+    refusal = ServiceError(
+        f"A fault of the service; its log has it under {fault}.", code="internal_error", hint="Report it with the log."
+    )
+    refusal.status = 500
+    return _render(refusal)

@@ -1,0 +1,77 @@
+"""Models on the wire."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from app.kit.wire import Failure, Metadata, Name, Strict
+from app.models.tables import Model
+
+Kind = Literal["base", "adapter", "merged"]
+Status = Literal["downloading", "deploying", "ready", "failed"]
+
+
+class ModelCreate(Strict):
+    """Registers a base model."""
+
+    name: Name = Field(description="What jobs and chat call it; unique.", examples=["qwen2.5-7b"])
+    source: str = Field(
+        min_length=1,
+        max_length=1000,
+        description="A directory on the machine, modelscope://owner/name[@revision] or hf://owner/name[@revision].",
+        examples=["modelscope://Qwen/Qwen2.5-7B-Instruct"],
+    )
+    chat_template: str | None = Field(
+        None, min_length=1, max_length=200_000, description="Jinja; default: the model's own."
+    )
+    metadata: Metadata = Field(default_factory=dict)
+
+
+class Download(BaseModel):
+    """How far a download is."""
+
+    bytes: int
+    total_bytes: int | None
+
+
+class ModelOut(BaseModel):
+    """A base model or a fine-tune."""
+
+    id: str
+    object: Literal["model"] = "model"
+    name: str
+    kind: Kind
+    status: Status
+    source: str
+    base_model: str | None
+    job: str | None
+    architecture: str | None
+    parameters: int | None
+    has_chat_template: bool
+    progress: Download | None
+    error: Failure | None
+    metadata: Metadata
+    created_at: datetime
+
+
+def model_out(model: Model) -> ModelOut:
+    """The wire form of a row."""
+    return ModelOut(
+        id=model.id,
+        name=model.name,
+        kind=model.kind,
+        status=model.status,
+        source=model.source,
+        base_model=model.base_model.name if model.base_model else None,
+        job=model.job_id,
+        architecture=model.facts.get("architecture"),
+        parameters=model.facts.get("parameters"),
+        has_chat_template=model.chat_template is not None,
+        progress=Download(**model.progress) if model.progress else None,
+        error=Failure(**model.error) if model.error else None,
+        metadata=model.meta,
+        created_at=model.created_at,
+    )

@@ -1,0 +1,153 @@
+"""What can be done with models."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from sqlalchemy import or_, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, aliased
+
+from app.kit import storage
+from app.kit.database import reading, writing
+from app.kit.errors import Conflict, InvalidValue, NotFound
+from app.kit.ids import new_id
+from app.kit.pagination import Paging, newest_first
+from app.kit.queue import wake
+from app.kit.references import references
+from app.models.inspection import check_chat_template, inspect_model
+from app.models.schemas import ModelCreate
+from app.models.tables import Model
+from app.settings import REPOSITORY
+
+DEMO_BASE = REPOSITORY / "demo" / "base"
+HUB_SOURCE = re.compile(r"^(modelscope|hf)://[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[A-Za-z0-9][\w./-]*)?$")
+
+
+def register(project_id: str, request: ModelCreate) -> Model:
+    """Registers a base model: ready for a directory, downloading for a hub.
+
+    Raises `InvalidValue` where the source cannot be read or the template not parsed, `Conflict` where the name is taken.
+    """
+    if request.chat_template is not None:
+        check_chat_template(request.chat_template)
+    model = Model(
+        id=new_id("model"),
+        project_id=project_id,
+        name=request.name,
+        kind="base",
+        source=request.source,
+        base_model=None,
+        chat_template=request.chat_template,
+        meta=request.metadata,
+    )
+    if "://" in request.source:
+        if not HUB_SOURCE.match(request.source):
+            raise InvalidValue(
+                f"The source '{request.source}' is not one that can be read.",
+                param="source",
+                hint="Give a directory, modelscope://owner/name[@revision] or hf://owner/name[@revision].",
+            )
+        model.status, model.facts = "downloading", {}
+    else:
+        read_directory(model, Path(request.source))
+    try:
+        with writing() as session:
+            if references(session, "model name", f"{project_id}/{request.name}"):
+                raise _taken(request.name)
+            session.add(model)
+    except IntegrityError:
+        raise _taken(request.name) from None
+    if model.status == "downloading":
+        wake("download")
+    return model
+
+
+def _taken(name: str) -> Conflict:
+    return Conflict(
+        f"The name '{name}' is taken.", param="name", code="name_taken", hint="A model is named once; choose another."
+    )
+
+
+def read_directory(model: Model, folder: Path) -> None:
+    """Makes `model` a ready one whose files lie in `folder`. Raises `InvalidValue` where they are not those of a model."""
+    facts, template = inspect_model(folder)
+    model.facts, model.location, model.status = facts, str(folder.resolve()), "ready"
+    model.chat_template = model.chat_template or template
+    model.progress = model.error = None
+
+
+def register_demo_base(project_id: str) -> None:
+    """Registers the model that the project ships, where it is not registered yet."""
+    with reading() as session:
+        known = find(session, project_id, "demo-base")
+    if known is None and DEMO_BASE.is_dir():
+        try:
+            register(project_id, ModelCreate(name="demo-base", source=str(DEMO_BASE)))
+        except Conflict:  # another process of the service was faster
+            return
+
+
+def find(session: Session, project_id: str, name: str) -> Model | None:
+    """The project's model of this name or id."""
+    query = select(Model).where(Model.project_id == project_id, or_(Model.name == name, Model.id == name))
+    return session.scalars(query).first()
+
+
+def get(project_id: str, name: str) -> Model:
+    """The model of this name or id. Raises `NotFound`."""
+    with reading() as session:
+        model = find(session, project_id, name)
+    if model is None:
+        raise not_found(name)
+    return model
+
+
+def not_found(name: str, param: str | None = None) -> NotFound:
+    """The error for a name that no model has."""
+    return NotFound(
+        f"The model '{name}' does not exist.",
+        param=param,
+        code="model_not_found",
+        hint="GET /models lists those that do; POST /models registers a base model.",
+    )
+
+
+def list_models(project_id: str, paging: Paging, kind: str | None, status: str | None) -> tuple[list[Model], bool]:
+    """One page of the project's models, newest first."""
+    query = select(Model).where(Model.project_id == project_id)
+    if kind:
+        query = query.where(Model.kind == kind)
+    if status:
+        query = query.where(Model.status == status)
+    with reading() as session:
+        return newest_first(session, query, Model.id, paging)
+
+
+def servable(project_id: str) -> list[Model]:
+    """Every model that can be asked, newest first."""
+    query = select(Model).where(Model.project_id == project_id, Model.status == "ready").order_by(Model.id.desc())
+    with reading() as session:
+        return list(session.scalars(query))
+
+
+def delete(project_id: str, name: str) -> None:
+    """Removes a model and what storage holds of it. Raises `NotFound`, or `Conflict` while something needs it."""
+    with writing() as session:
+        model = find(session, project_id, name)
+        if model is None:
+            raise not_found(name)
+        session.refresh(model, with_for_update={"of": Model})
+        child = aliased(Model)
+        fine_tune = session.scalar(select(child.name).where(child.base_model_id == model.id).limit(1))
+        user = f"the model '{fine_tune}' is built on it" if fine_tune else references(session, "model", model.id)
+        if user:
+            raise Conflict(
+                f"The model '{model.name}' is in use: {user}.",
+                code="in_use",
+                hint="Delete or cancel that first, then try again.",
+            )
+        session.delete(model)
+    if model.kind != "base" and model.location:
+        storage.delete_folder(str(Path(model.location).parent))

@@ -1,0 +1,84 @@
+"""Every setting of the service: one class, one line of why for each."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+# The caps that vLLM knows.
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def _served_rank(rank: int) -> int:
+    if rank not in LORA_RANKS:
+        raise ValueError(f"must be one of {', '.join(map(str, LORA_RANKS))}")
+    return rank
+
+
+class Settings(BaseSettings):
+    """Read from `BURNISH_*` environment variables; `home` alone decides every embedded default."""
+
+    model_config = SettingsConfigDict(env_prefix="BURNISH_", extra="ignore")
+
+    home: Path = Field(
+        Path("./.burnish"), description="All state of the embedded defaults: database, queue, blobs, caches."
+    )
+    host: str = Field("127.0.0.1", description="Address the API binds. Loopback only, until keys exist.")
+    port: int = Field(8000, ge=1, le=65535, description="Port of the API.")
+    database_url: str = Field("", description="SQLAlchemy URL. Empty: SQLite in the home.")
+    broker_url: str = Field("", description="Celery broker URL. Empty: Celery on an SQLite file in the home.")
+    storage_url: str = Field("", description="fsspec URL of datasets and models. Empty: a directory in the home.")
+
+    max_upload_bytes: PositiveInt = Field(10 * 2**30, description="Largest dataset upload, in bytes.")
+    max_request_bytes: PositiveInt = Field(16 * 2**20, description="Largest JSON request body, in bytes.")
+
+    training_slots: PositiveInt = Field(1, description="Jobs that one worker trains at the same time.")
+    trainer_threads: int = Field(0, ge=0, description="CPU threads of a trainer. 0: all cores.")
+    lease_seconds: PositiveFloat = Field(30.0, description="A running job not heard of for this long is run again.")
+    stop_grace_seconds: PositiveFloat = Field(10.0, description="From asking a trainer to stop until it is killed.")
+    max_attempts: PositiveInt = Field(3, description="Attempts at a job whose worker or trainer dies, before it fails.")
+
+    engine: Literal["auto", "vllm", "embedded"] = Field(
+        "auto", description="Inference engine. auto: vLLM where it is installed."
+    )
+    vllm_python: Path = Field(REPOSITORY / ".venv-vllm/bin/python", description="Python of vLLM's own environment.")
+    vllm_args: str = Field("", description="Further arguments for every vLLM server, as on a command line.")
+    max_engines: PositiveInt = Field(2, description="Engines that may run at the same time.")
+    max_model_len: PositiveInt = Field(2048, description="Longest context that an engine serves, in tokens.")
+    max_lora_rank: Annotated[int, AfterValidator(_served_rank)] = Field(
+        32, description="Largest adapter rank that engines serve, up to 512; a larger cap costs speed and memory."
+    )
+    engine_wait_seconds: PositiveFloat = Field(180.0, description="How long a request waits for an engine that starts.")
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        """The database, with the psycopg driver named for PostgreSQL URLs that name none."""
+        if not self.database_url:
+            return f"sqlite:///{self.home.resolve() / 'burnish.db'}"
+        for prefix in ("postgresql://", "postgres://"):
+            if self.database_url.startswith(prefix):
+                return "postgresql+psycopg://" + self.database_url.removeprefix(prefix)
+        return self.database_url
+
+    @property
+    def celery_broker_url(self) -> str:
+        """The queue of wake-ups; a file of its own, so that its writes never wait for the database's."""
+        return self.broker_url or f"sqla+sqlite:///{self.home.resolve() / 'queue.db'}"
+
+    @property
+    def blobs_url(self) -> str:
+        """Where blobs and artifacts are kept."""
+        return self.storage_url or f"file://{self.home.resolve() / 'blobs'}"
+
+
+@lru_cache
+def get_settings() -> Settings:
+    """The process's settings, read once."""
+    return Settings()

@@ -1,0 +1,142 @@
+"""The service's processes: each started by one function here, all of them together by `up`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from subprocess import Popen
+from typing import NoReturn
+
+from app.kit.guards import is_loopback
+from app.kit.processes import spawn, stop
+from app.settings import REPOSITORY, get_settings
+
+# What `up` runs, each in a process of its own that is started again when it ends.
+PROCESSES: dict[str, list[str]] = {
+    "api": ["-m", "app.cli", "api"],
+    "training": ["-m", "app.cli", "worker", "--queue", "training"],
+    "housekeeping": ["-m", "app.cli", "worker", "--queue", "housekeeping"],
+    "beat": ["-m", "app.cli", "beat"],
+    "engine": ["-m", "app.cli", "engine"],
+}
+STOP_SECONDS = 25.0
+# A process that lived this long has recovered: its next restart is immediate again.
+HEALTHY_SECONDS = 30.0
+LONGEST_PAUSE_SECONDS = 30.0
+
+
+def migrate() -> None:
+    """Brings the database's schema up to date."""
+    from alembic import command
+    from alembic.config import Config
+
+    get_settings().home.mkdir(parents=True, exist_ok=True)
+    command.upgrade(Config(REPOSITORY / "alembic.ini"), "head")
+
+
+def api() -> None:
+    """Serves HTTP in this process, until it is asked to end."""
+    import uvicorn
+
+    settings = get_settings()
+    require_loopback(settings.host)
+    uvicorn.run(
+        "app.main:create_app",
+        factory=True,
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        timeout_graceful_shutdown=5,
+    )
+
+
+def require_loopback(host: str) -> None:
+    """Ends the program where the address is not this machine's own: there are no keys yet."""
+    if not is_loopback(host):
+        sys.exit(
+            f"BURNISH_HOST={host} is not a loopback address, and there are no keys that would keep strangers out. "
+            "Use 127.0.0.1, and reach the service from elsewhere through an SSH tunnel."
+        )
+
+
+def worker(queue: str) -> NoReturn:
+    """Becomes the Celery worker of one queue, `training` (a thread per slot) or `housekeeping`."""
+    settings = get_settings()
+    settings.home.mkdir(parents=True, exist_ok=True)
+    arguments = ["-A", "worker.celery_app", "worker", "--queues", queue, "--pool", "threads", "--loglevel", "INFO"]
+    arguments += ["--hostname", f"{queue}@%h", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+    arguments += ["--concurrency", str(settings.training_slots) if queue == "training" else "4"]
+    _become(["-m", "celery", *arguments])
+
+
+def beat() -> NoReturn:
+    """Becomes the clock of housekeeping, which asks for a round of the reconcilers every few seconds."""
+    schedule = str(get_settings().home.resolve() / "beat-schedule")
+    arguments = ["-A", "worker.celery_app", "beat", "--schedule", schedule, "--pidfile=", "--loglevel", "WARNING"]
+    _become(["-m", "celery", *arguments])
+
+
+def engine() -> NoReturn:
+    """Becomes the engine controller."""
+    _become(["-m", "worker.engine"])
+
+
+def _become(arguments: list[str]) -> NoReturn:
+    os.chdir(REPOSITORY)
+    os.execv(sys.executable, [sys.executable, *arguments])
+
+
+def up() -> None:
+    """Migrates, then keeps every process of the service running until SIGINT or SIGTERM; then ends them all."""
+    settings = get_settings()
+    require_loopback(settings.host)
+    migrate()
+    logs = settings.home.resolve() / "logs"
+    logs.mkdir(exist_ok=True)
+    # Waited for, not handled: a handler that sets an event deadlocks when a second signal interrupts the first.
+    ends = (signal.SIGINT, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    ending = threading.Event()
+    print(
+        f"Burnish serves http://{settings.host}:{settings.port} (docs at /docs). Logs are in {logs}. Ctrl-C ends it.",
+        flush=True,
+    )
+    keepers = [threading.Thread(target=_keep, args=(name, logs, ending)) for name in PROCESSES]
+    for keeper in keepers:
+        keeper.start()
+    signal.sigwait(ends)
+    ending.set()
+    for keeper in keepers:
+        keeper.join()
+
+
+def _keep(name: str, logs: Path, ending: threading.Event) -> None:
+    """Starts a process again whenever it ends, with a growing pause while it keeps failing."""
+    pause = 0.0
+    while not ending.wait(pause):
+        started = time.monotonic()
+        try:
+            process = _start(name, logs)
+        except OSError as error:  # no memory, no disk: it may pass
+            pause = min(max(2 * pause, 0.5), LONGEST_PAUSE_SECONDS)
+            print(f"{name} cannot be started ({error}); trying again in {pause:.0f} s", flush=True)
+            continue
+        while process.poll() is None and not ending.wait(0.2):
+            pass
+        if ending.is_set():
+            stop(process, STOP_SECONDS)
+            return
+        lived = time.monotonic() - started
+        pause = 0.0 if lived > HEALTHY_SECONDS else min(max(2 * pause, 0.5), LONGEST_PAUSE_SECONDS)
+        print(f"{name} ended with exit code {process.returncode}; starting it again. See {logs / name}.log", flush=True)
+
+
+def _start(name: str, logs: Path) -> Popen[bytes]:
+    with (logs / f"{name}.log").open("ab") as log:
+        return spawn(
+            [sys.executable, *PROCESSES[name]], cwd=REPOSITORY, stdout=log, stderr=log, grace_seconds=STOP_SECONDS
+        )

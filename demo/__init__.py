@@ -1,0 +1,1 @@
+"""The demo: sample data, and the small base model that it is for."""

@@ -1,0 +1,91 @@
+"""burnish jobs: all but watching."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.cli.conftest import Run
+from tests.cli.work import claim, succeed, train
+
+OPTIONS = {
+    "--name": "mine",
+    "--rank": 4,
+    "--epochs": 1.5,
+    "--max-steps": 7,
+    "--learning-rate": 0.002,
+    "--batch-size": 2,
+    "--max-length": 64,
+    "--validation-fraction": 0.1,
+    "--deploy": "none",
+    "--seed": 7,
+}
+
+
+def test_base_and_dataset_are_enough(run: Run, dataset: str) -> None:
+    created = run("jobs", "create", "demo-base", dataset, "--no-watch")
+    assert created.exit_code == 0, created.output
+    id, status, *_ = created.stdout.split("\t")
+    assert (id[:4], status) == ("job_", "queued")
+    assert f"burnish jobs watch {id}" in created.stderr
+
+
+def test_options_reach_the_fields_they_name(run: Run, dataset: str) -> None:
+    options = [word for pair in OPTIONS.items() for word in pair]
+    job = json.loads(run("jobs", "create", "demo-base", dataset, *options, "--json").stdout)
+    asked = job["hyperparameters"]
+    assert (job["name"], job["method"]["rank"], job["deploy"]["mode"]) == ("mine", 4, "none")
+    assert (asked["epochs"], asked["max_steps"], asked["learning_rate"]) == (1.5, 7, 0.002)
+    assert (asked["batch_size"], asked["max_length"], asked["seed"]) == (2, 64, 7)
+    assert job["validation"]["fraction"] == 0.1
+
+
+def test_options_go_over_a_spec_file(run: Run, dataset: str, tmp_path: Path) -> None:
+    spec = tmp_path / "job.json"
+    spec.write_text(json.dumps({"base_model": "demo-base", "dataset": dataset, "method": {"rank": 2, "alpha": 3}}))
+    job = json.loads(run("jobs", "create", "--spec", spec, "--rank", 16, "--json").stdout)
+    assert (job["method"]["rank"], job["method"]["alpha"]) == (16, 3)
+
+
+def test_a_refusal_names_the_field_and_what_to_do(run: Run, dataset: str) -> None:
+    refused = run("jobs", "create", "nobody", dataset)
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert refused.stderr.splitlines()[0] == "The base model 'nobody' is not registered."
+    assert "Field: base_model" in refused.stderr
+    assert "Hint: Register it" in refused.stderr
+
+
+def test_the_service_judges_a_learning_rate(run: Run, dataset: str) -> None:
+    refused = run("jobs", "create", "demo-base", dataset, "--learning-rate", "fast")
+    assert "hyperparameters.learning_rate" in refused.stderr
+    assert run("jobs", "create", "demo-base", dataset, "--learning-rate", "auto", "--no-watch").exit_code == 0
+
+
+def test_a_list_is_filtered_by_status(run: Run, job: str) -> None:
+    assert job in run("jobs", "list", "--status", "queued").stdout
+    assert job not in run("jobs", "list", "--status", "failed").stdout
+    assert "status" in run("jobs", "list", "--status", "odd").stderr
+
+
+def test_a_job_is_shown_with_its_defaults(run: Run, job: str) -> None:
+    shown = dict(line.split("\t") for line in run("jobs", "show", job).stdout.splitlines())
+    assert (shown["status"], shown["method.rank"], shown["hyperparameters.batch_size"]) == ("queued", "8", "16")
+    assert json.loads(run("jobs", "show", job, "--json").stdout)["id"] == job
+
+
+def test_events_and_metrics_are_printed_whole(run: Run, job: str) -> None:
+    running = claim(job)
+    train(running, 1)
+    train(running, 2)
+    succeed(running)
+    told = [json.loads(line)["type"] for line in run("jobs", "events", job, "--json").stdout.splitlines()]
+    assert told[:2] == ["created", "started"]
+    assert told[-1] == "succeeded"
+    assert len(run("jobs", "events", job).stdout.splitlines()) == len(told)
+    assert [line.split("\t")[0] for line in run("jobs", "metrics", job).stdout.splitlines()] == ["1", "2"]
+    assert [row["loss"] for row in json.loads(run("jobs", "metrics", job, "--json").stdout)["data"]] == [2.0, 1.0]
+
+
+def test_a_queued_job_is_cancelled(run: Run, job: str) -> None:
+    assert json.loads(run("jobs", "cancel", job, "--json").stdout)["status"] == "cancelled"
+    assert "Cancelled." in run("jobs", "cancel", job).stderr

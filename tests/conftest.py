@@ -1,0 +1,148 @@
+"""What every test shares: the two columns of real parts, and the service on top of them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+import psycopg
+import pytest
+import redis
+import uvicorn
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED = REPOSITORY.parent / "shared"
+DEMO_BASE = REPOSITORY / "demo" / "base"
+
+POSTGRES = os.environ.get("BURNISH_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432")
+REDIS = os.environ.get("BURNISH_TEST_REDIS", "redis://127.0.0.1:6379")
+T = TypeVar("T")
+
+IN_CI = os.environ.get("CI") == "true"
+
+
+def unavailable(reason: str) -> None:
+    """Skips with a reason; in CI, where every part must be there, fails."""
+    if IN_CI:
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data, which lies beside the repository and not in it."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("needs the real data of ../shared, which is not here")
+    return SHARED / "data"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One column of real parts: what `BURNISH_*` must say to use it."""
+
+    name: str
+    environment: dict[str, str]
+
+
+@pytest.fixture(scope="module", params=["embedded", "production"])
+def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """SQLite and the serverless queue; then PostgreSQL and Redis, in a database and a key space of the run's own."""
+    home = {"BURNISH_HOME": str(tmp_path_factory.mktemp(request.param))}
+    if request.param == "embedded":
+        yield Backend("embedded", home)
+        return
+    name, number = f"burnish_test_{secrets.token_hex(4)}", 9
+    try:
+        admin = psycopg.connect(f"{POSTGRES}/postgres", autocommit=True, connect_timeout=3)
+        queue = redis.Redis.from_url(f"{REDIS}/{number}", socket_connect_timeout=3)
+        queue.flushdb()
+    except (psycopg.OperationalError, redis.ConnectionError) as error:
+        unavailable(f"needs PostgreSQL and Redis: {error}")
+    admin.execute(f"CREATE DATABASE {name}")
+    yield Backend(
+        "production",
+        home | {"BURNISH_DATABASE_URL": f"{POSTGRES}/{name}", "BURNISH_BROKER_URL": f"{REDIS}/{number}"},
+    )
+    reset_caches()
+    admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    queue.flushdb()
+
+
+def reset_caches() -> None:
+    """Forgets what this process made from the settings, so that others take effect."""
+    from app.kit import database, queue, storage
+    from app.settings import get_settings
+
+    if database.engine.cache_info().currsize:
+        database.engine().dispose()
+    for cached in (get_settings, database.engine, queue._client, storage._store):
+        cached.cache_clear()
+
+
+@contextmanager
+def settings_of(environment: dict[str, str]) -> Iterator[None]:
+    """This process's settings are those of `environment`, and nothing else, for as long as the block runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("BURNISH_")]:
+            patch.delenv(name)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        reset_caches()
+        yield
+        reset_caches()
+
+
+@pytest.fixture(scope="module")
+def service(backend: Backend) -> Iterator[str]:
+    """The API on loopback, its schema migrated; its address. No worker runs behind it."""
+    with settings_of(backend.environment | {"BURNISH_MAX_UPLOAD_BYTES": str(300 * 2**20)}):
+        from app.main import create_app
+        from app.up import migrate
+
+        migrate()
+        with serving(create_app()) as url:
+            yield url
+
+
+class serving:
+    """An ASGI application under a real server in a thread of this process, for as long as the block runs."""
+
+    def __init__(self, app: object) -> None:
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))  # type: ignore[arg-type]
+        self.thread = threading.Thread(target=self.server.run, args=([self.socket],), daemon=True)
+
+    def __enter__(self) -> str:
+        self.thread.start()
+        eventually(lambda: self.server.started or not self.thread.is_alive(), 30)
+        assert self.server.started
+        return f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+
+    def __exit__(self, *_: object) -> None:
+        self.server.should_exit = True
+        self.thread.join(20)
+
+
+@pytest.fixture
+def client(service: str) -> Iterator[httpx.Client]:
+    """An HTTP client of the service."""
+    with httpx.Client(base_url=service, timeout=60) as client:
+        yield client
+
+
+def eventually(condition: Callable[[], T], seconds: float, what: str = "the condition") -> T:
+    """The first true value of `condition`; fails when there is none within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what} did not hold within {seconds} s"
+        time.sleep(0.05)
+    return value

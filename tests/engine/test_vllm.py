@@ -1,0 +1,113 @@
+"""vLLM for real: adapters act as PEFT says they do, and are back after the engine was killed. One start, one restart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from app.models.tables import Engine
+from app.settings import get_settings
+from tests.conftest import eventually
+from tests.engine.conftest import House, engine_processes, make_house
+from worker.engine import client, vllm
+
+pytestmark = pytest.mark.skipif(not vllm.is_installed(get_settings()), reason="vLLM is not installed in .venv-vllm")
+IDS = [5, 120, 340, 77, 900, 41]
+START_SECONDS = 300.0
+
+
+@dataclass
+class Served:
+    """A house whose controller serves `model_base` and its adapter `model_a` on vLLM."""
+
+    house: House
+    controller: psutil.Process
+    adapter: Path
+
+    @property
+    def row(self) -> Engine:
+        return self.house.ready("model_base", START_SECONDS)
+
+    @property
+    def url(self) -> str:
+        return str(self.row.url)
+
+
+@pytest.fixture(scope="module")
+def served(
+    base: Path, make_adapter: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    with make_house(tmp_path_factory.mktemp("home"), base) as house:
+        folder = make_adapter(1)
+        house.add_model("model_base", chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
+        house.want("model_base")
+        house.add_adapter("model_a", folder, "model_base")
+        with house.controller(engine="vllm") as controller:
+            house.ready("model_base", START_SECONDS)
+            yield Served(house, controller, folder)
+
+
+def test_the_adapter_is_loaded_when_the_engine_is_seen_ready(served: Served) -> None:
+    adapter = served.house.adapter("model_a")
+    assert adapter is not None
+    assert adapter.error is None
+    assert adapter.generation == served.row.generation > 0
+
+
+def test_scores_are_those_of_transformers_and_peft(served: Served, true_scores: Callable[..., float]) -> None:
+    base, tuned = (client.score(served.url, name, IDS) for name in ("model_base", "model_a"))
+    assert base == pytest.approx(true_scores(None, IDS), abs=0.08)
+    assert tuned == pytest.approx(true_scores(served.adapter, IDS), abs=0.08)
+    assert abs(base - tuned) > 0.3
+
+
+def test_an_adapter_that_is_wanted_later_is_loaded_and_one_that_is_gone_unloaded(
+    served: Served, make_adapter: Callable[[int], Path], true_scores: Callable[..., float]
+) -> None:
+    folder = make_adapter(2)
+    served.house.add_adapter("model_b", folder, "model_base")
+    eventually(lambda: served.house.adapter("model_b").generation == served.row.generation, 30, "model_b is loaded")  # type: ignore[union-attr]
+    assert client.score(served.url, "model_b", IDS) == pytest.approx(true_scores(folder, IDS), abs=0.08)
+    served.house.remove_model("model_b")
+    eventually(lambda: "model_b" not in _names(served.url), 30, "model_b is unloaded")
+
+
+def test_an_adapter_that_does_not_fit_gets_an_error_and_the_rest_goes_on(served: Served, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    served.house.add_adapter("model_bad", tmp_path, "model_base")
+    error = eventually(lambda: served.house.adapter("model_bad").error, 30, "model_bad has an error")  # type: ignore[union-attr]
+    assert error["code"] == "adapter_refused"
+    assert "model_bad" in error["message"]
+    assert client.score(served.url, "model_a", IDS) < 0
+    served.house.remove_model("model_bad")
+
+
+def test_the_row_s_chat_template_is_the_one_used(served: Served) -> None:
+    body = {"model": "model_a", "messages": [{"role": "user", "content": "abc"}], "max_tokens": 2}
+    answer = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=60).raise_for_status().json()
+    tokenized = httpx.post(f"{served.url}/tokenize", json={"model": "model_base", "prompt": "abc"}, timeout=60).json()
+    assert answer["usage"]["prompt_tokens"] == tokenized["count"]
+
+
+def test_a_killed_engine_comes_back_with_its_adapter(served: Served, true_scores: Callable[..., float]) -> None:
+    before = served.row.generation
+    workers = engine_processes(served.controller, "EngineCore")
+    server = engine_processes(served.controller, "vllm.entrypoints.openai.api_server")[0]
+    server.kill()
+    eventually(
+        lambda: not any(process.is_running() for process in workers), 20, "nothing of the killed engine is alive"
+    )
+    row = served.house.ready("model_base", START_SECONDS, above=before)
+    adapter = served.house.adapter("model_a")
+    assert adapter is not None
+    assert adapter.generation == row.generation
+    assert client.score(str(row.url), "model_a", IDS) == pytest.approx(true_scores(served.adapter, IDS), abs=0.08)
+
+
+def _names(url: str) -> set[str]:
+    return {each["id"] for each in httpx.get(f"{url}/v1/models", timeout=30).json()["data"]}

@@ -1,0 +1,133 @@
+"""What holds for every route: one error body, lists that page, the loopback guards, and a document that matches the docs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from tests.conftest import REPOSITORY
+
+
+def test_health_says_that_the_api_answers(client: httpx.Client) -> None:
+    answer = client.get("/health")
+    assert (answer.status_code, answer.json()["status"]) == (200, "ok")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nothing", 404, "not_found"),
+        ("PUT", "/jobs", 405, "method_not_allowed"),
+        ("GET", "/jobs/job_none", 404, "job_not_found"),
+        ("GET", "/models/none", 404, "model_not_found"),
+        ("GET", "/v1/models/none", 404, "model_not_found"),
+        ("GET", "/datasets/ds_none", 404, "dataset_not_found"),
+        ("DELETE", "/datasets/ds_none", 404, "dataset_not_found"),
+        ("GET", "/jobs?limit=0", 422, "invalid_value"),
+        ("GET", "/jobs?status=odd", 422, "invalid_value"),
+    ],
+)
+def test_every_error_has_the_one_body(client: httpx.Client, method: str, path: str, status: int, code: str) -> None:
+    answer = client.request(method, path)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["type"]) == (status, code, "invalid_request_error")
+    assert {"message", "type", "param", "code", "hint"} <= set(error)
+
+
+@pytest.mark.parametrize("path", ["/jobs/%00", "/models/%00", "/datasets/%00", "/v1/models/%00", "/jobs?after=%00"])
+def test_a_nul_character_is_no_fault_of_the_service(client: httpx.Client, path: str) -> None:
+    assert client.get(path).status_code in (200, 404, 422)
+    answer = client.post("/models", json={"name": "nul", "source": "hf://a/b", "metadata": {"a": "\x00"}})
+    assert answer.status_code in (202, 409, 422)
+
+
+def test_a_body_over_the_limit_is_refused(client: httpx.Client) -> None:
+    body = b'{"name": "' + b"x" * (17 * 2**20) + b'"}'
+    answer = client.post("/models", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+    chunks = (body[start : start + 2**20] for start in range(0, len(body), 2**20))
+    answer = client.post("/models", content=chunks, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "burnish.example"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+    ],
+)
+def test_a_web_page_of_elsewhere_cannot_reach_the_service(client: httpx.Client, headers: dict[str, str]) -> None:
+    answer = client.get("/models", headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden_origin")
+
+
+def test_the_service_s_own_pages_may_call_it(client: httpx.Client) -> None:
+    origin = f"http://{client.base_url.netloc.decode()}"
+    assert client.get("/models", headers={"Origin": origin}).status_code == 200
+
+
+def test_a_list_pages_through_everything_once_newest_first(client: httpx.Client) -> None:
+    made = [client.post("/datasets", content=b'{"instruction": "a", "output": "b"}').json()["id"] for _ in range(5)]
+    seen: list[str] = []
+    after: str | None = None
+    while True:
+        page = client.get("/datasets", params={"limit": 2} | ({"after": after} if after else {})).json()
+        assert page["object"] == "list"
+        seen += [dataset["id"] for dataset in page["data"]]
+        if not page["has_more"]:
+            break
+        after = seen[-1]
+    assert seen[:5] == made[::-1]
+    assert len(seen) == len(set(seen))
+
+
+def test_the_docs_and_the_openapi_document_name_the_same_routes(client: httpx.Client) -> None:
+    written = re.findall(r"^### `(GET|POST|PUT|DELETE) (\S+)`", (REPOSITORY / "docs/api.md").read_text(), re.MULTILINE)
+    document = client.get("/openapi.json").json()
+    served = [(method.upper(), path) for path, item in document["paths"].items() for method in item]
+    assert sorted(written) == sorted(served)
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            assert operation.get("summary"), f"{method} {path} has no summary"
+
+
+def test_the_docs_name_every_job_field_with_its_default(client: httpx.Client) -> None:
+    from app.jobs.spec import Deploy, Hyperparameters, Lora
+
+    text = (REPOSITORY / "docs/api.md").read_text()
+    rows = dict(re.findall(r"^\| `([\w.]+)` \|[^|]*\| ([^|]*) \|", text, re.MULTILINE))
+    for prefix, model in (("method", Lora), ("hyperparameters", Hyperparameters), ("deploy", Deploy)):
+        for field, value in model().model_dump().items():
+            written = rows[f"{prefix}.{field}"].strip('`" ')
+            expected = (
+                "2 × rank"
+                if field == "alpha"
+                else "null"
+                if value is None
+                else f"{value:g}"
+                if isinstance(value, float)
+                else str(value)
+            )
+            assert written == expected, f"{prefix}.{field}"
+
+
+def test_starting_the_api_loads_no_torch() -> None:
+    code = (
+        "import sys, app.main; app.main.create_app(); print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_service_refuses_an_address_that_strangers_reach() -> None:
+    code = "from app.up import require_loopback; require_loopback('0.0.0.0')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert done.returncode == 1
+    assert "BURNISH_HOST=0.0.0.0" in done.stderr

@@ -1,0 +1,134 @@
+"""The road of the main job on real parts: upload, train, watch, chat; and that the fine-tune's weights are what answers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from app.kit import storage
+from app.kit.database import reading
+from app.models.tables import Engine
+from demo.service import ask, ask_all, user_turn
+from demo.text import sample_rows
+from tests.conftest import eventually
+from tests.system.service import Service
+
+QUESTIONS = 40
+
+
+@pytest.fixture(scope="module")
+def tuned(running: Service, dataset: str) -> dict[str, Any]:
+    """A job at the defaults that succeeded."""
+    return running.ended(running.create(dataset, validation={"fraction": 0.1}))
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[tuple[str, str]]:
+    """Held-out questions and their answers."""
+    rows = sample_rows(QUESTIONS, seed=2, split="heldout")
+    return [(user_turn(row), row["output"]) for row in rows]
+
+
+def accuracy(service: Service, model: str, questions: list[tuple[str, str]]) -> float:
+    answers = ask_all(service.client, model, [question for question, _ in questions])
+    return sum(given == right for given, (_, right) in zip(answers, questions, strict=True)) / len(questions)
+
+
+def test_a_job_at_the_defaults_succeeds_and_tells_how_it_went(running: Service, tuned: dict[str, Any]) -> None:
+    assert tuned["status"] == "succeeded", tuned["error"]
+    assert tuned["progress"]["step"] == tuned["progress"]["total_steps"] == 108
+    metrics = running.client.get(f"/jobs/{tuned['id']}/metrics").json()["data"]
+    assert [row["step"] for row in metrics] == list(range(1, 109))
+    assert metrics[-1]["loss"] < metrics[0]["loss"] / 4
+    assert sum(row["validation_loss"] is not None for row in metrics) == 3
+    events = running.client.get(f"/jobs/{tuned['id']}/events", params={"limit": 1000}).json()["data"]
+    assert (events[0]["type"], events[-1]["type"]) == ("created", "succeeded")
+    assert "its own weights" in events[-1]["message"]
+
+
+def test_the_fine_tune_answers_what_the_base_cannot(
+    running: Service, tuned: dict[str, Any], questions: list[tuple[str, str]]
+) -> None:
+    assert accuracy(running, "demo-base", questions) <= 0.05
+    assert accuracy(running, tuned["model"]["name"], questions) >= 0.25
+
+
+def test_merged_weights_answer_as_the_adapter_does(
+    running: Service, dataset: str, tuned: dict[str, Any], questions: list[tuple[str, str]]
+) -> None:
+    job = running.ended(running.create(dataset, validation={"fraction": 0.1}, deploy={"mode": "merged"}))
+    assert job["status"] == "succeeded", job["error"]
+    assert running.client.get(f"/models/{job['model']['name']}").json()["kind"] == "merged"
+    asked = [question for question, _ in questions]
+    merged, adapter = (ask_all(running.client, name, asked) for name in (job["model"]["name"], tuned["model"]["name"]))
+    assert sum(map(str.__eq__, merged, adapter)) >= 0.9 * QUESTIONS, list(zip(merged, adapter, strict=True))
+
+
+def test_the_openai_sdk_chats_with_it_streaming_and_not(
+    running: Service, tuned: dict[str, Any], questions: list[tuple[str, str]]
+) -> None:
+    name, (question, _) = tuned["model"]["name"], questions[0]
+    sdk = openai.OpenAI(base_url=str(running.client.base_url.join("/v1")), api_key="any")
+    assert name in [model.id for model in sdk.models.list()]
+    messages: Any = [{"role": "user", "content": question}]
+    whole = sdk.chat.completions.create(model=name, messages=messages, temperature=0, max_tokens=48)
+    assert (whole.model, whole.choices[0].finish_reason) == (name, "stop")
+    chunks = list(sdk.chat.completions.create(model=name, messages=messages, temperature=0, max_tokens=48, stream=True))
+    assert {chunk.model for chunk in chunks} == {name}
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        == whole.choices[0].message.content
+    )
+    with pytest.raises(openai.NotFoundError) as refused:
+        sdk.chat.completions.create(model="nobody", messages=messages)
+    assert refused.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_hangs_up_ends_the_generation(running: Service, tuned: dict[str, Any], stream: bool) -> None:
+    """An engine that went on would answer the next question only after thousands of tokens."""
+    if not engine_metrics():
+        pytest.skip("the embedded engine publishes no metrics; tests/engine/test_embedded.py shows the same of it")
+    name = tuned["model"]["name"]
+    ask(running.client, name, "warm")
+    # Without an end token the model writes until its context is full, which takes far longer than this client waits.
+    body = {
+        "model": name,
+        "messages": [{"role": "user", "content": "a"}],
+        "max_tokens": 1900,
+        "ignore_eos": True,
+        "stream": stream,
+    }
+    if stream:
+        with running.client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            next(answer.iter_lines())
+            eventually(lambda: requests_running() == 1, 5, "the generation's own count")
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            running.client.post("/v1/chat/completions", json=body, timeout=1.0)
+    eventually(lambda: requests_running() == 0, 5, "the end of the generation")
+
+
+def engine_metrics() -> list[str]:
+    """What the engines say of themselves, in Prometheus's format."""
+    with reading() as session:
+        urls = [engine.url for engine in session.query(Engine) if engine.status == "ready"]
+    answers = [httpx.get(f"{url}/metrics") for url in urls]
+    return [line for answer in answers if answer.is_success for line in answer.text.splitlines()]
+
+
+def requests_running() -> float:
+    return sum(float(line.split()[-1]) for line in engine_metrics() if line.startswith("vllm:num_requests_running"))
+
+
+def test_what_a_fine_tune_carries_reproduces_it(running: Service, tuned: dict[str, Any]) -> None:
+    folder = storage.fetch_folder(f"artifacts/{tuned['id']}/1")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["spec"]["hyperparameters"]["learning_rate"] == tuned["hyperparameters"]["learning_rate"]
+    assert manifest["provenance"]["dataset"]["id"] == tuned["dataset"]
+    assert (folder / "adapter" / "adapter_model.safetensors").exists()
+    assert (folder / "adapter" / "chat_template.jinja").exists()

@@ -1,0 +1,103 @@
+"""A small random model with the demo's tokenizer, and runs of the trainer inside the test's process."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from app.jobs.spec import TrainerSpec
+from tests.conftest import DEMO_BASE
+from worker.trainer.data.render import Message
+from worker.trainer.run import run
+from worker.trainer.stopping import StopSignal
+
+Event = dict[str, Any]
+Run = Callable[..., list[Event]]
+
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+
+def chat(*turns: str, system: str | None = None) -> list[Message]:
+    """user, assistant, user, ... with an optional system message before them."""
+    roles = ("user", "assistant")
+    messages = [{"role": roles[i % 2], "content": content} for i, content in enumerate(turns)]
+    return [{"role": "system", "content": system}, *messages] if system is not None else messages
+
+
+def write_rows(path: Path, rows: list[list[Message]]) -> str:
+    pq.write_table(pa.table({"messages": pa.array(rows, type=_MESSAGES)}), path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(DEMO_BASE)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.2,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> str:
+    """42 conversations of different lengths."""
+    return write_rows(
+        tmp_path / "rows.parquet", [chat(f"Count {'on ' * (i % 9)}to {i}.", f"It is {i}.") for i in range(42)]
+    )
+
+
+@pytest.fixture
+def make_spec(base: Path, rows: str) -> Callable[..., TrainerSpec]:
+    def make(**changes: Any) -> TrainerSpec:
+        top = {key: changes.pop(key) for key in list(changes) if key in TrainerSpec.model_fields and key != "spec"}
+        settings = {"epochs": 1, "learning_rate": 0.01, "batch_size": 8} | changes.pop("hyperparameters", {})
+        spec = {"hyperparameters": settings, **changes}
+        paths = {"base_model": str(base), "chat_template": None, "rows": rows, "threads": 1}
+        return TrainerSpec.model_validate({"job": "job_1", "attempt": 1, "spec": spec, **paths, **top})
+
+    return make
+
+
+@pytest.fixture
+def train(make_spec: Callable[..., TrainerSpec], tmp_path: Path) -> Iterator[Run]:
+    """`train(out="name", **spec)` runs the trainer into a folder below `tmp_path` and returns its events."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def start(out: str = "out", **spec: Any) -> list[Event]:
+        events: list[Event] = []
+        run(
+            make_spec(**spec),
+            tmp_path / out,
+            lambda type, **fields: events.append({"type": type, **fields}),
+            StopSignal(),
+        )
+        sent: list[Event] = json.loads(json.dumps(events))
+        return sent
+
+    yield start
+    signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,180 @@
+"""Whole runs on a small model: events, artifacts, and the ways to fail."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.trainer.conftest import Run, chat, write_rows
+from worker.trainer.failures import Failure
+
+
+def of_type(events: list[dict[str, Any]], type: str) -> list[dict[str, Any]]:
+    return [event for event in events if event["type"] == type]
+
+
+def load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def logits(model: Any, token_ids: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=torch.tensor([token_ids])).logits[0]
+    return found
+
+
+def test_a_run_tells_its_course(train: Run) -> None:
+    events = train(hyperparameters={"epochs": 2}, validation={"fraction": 0.1})
+    assert [event["phase"] for event in of_type(events, "phase")] == ["loading", "training"]
+    [started] = of_type(events, "started")
+    assert (started["rows"], started["validation_rows"], started["total_steps"]) == (38, 4, 10)
+    steps = of_type(events, "step")
+    assert [step["step"] for step in steps] == list(range(1, 11))
+    assert sum(step["tokens"] for step in steps) == 2 * started["tokens"]
+    assert (steps[4]["epoch"], steps[-1]["epoch"]) == (1.0, 2.0)
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert [validation["step"] for validation in of_type(events, "validation")] == [5, 10]
+    assert events[-1]["type"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"), [({"epochs": 0.5}, 3), ({"epochs": 1.5}, 9), ({"max_steps": 4}, 4), ({"max_steps": 99}, 6)]
+)
+def test_a_run_takes_as_many_steps_as_epochs_and_max_steps_allow(
+    train: Run, settings: dict[str, float], steps: int
+) -> None:
+    events = train(hyperparameters=settings, validation=None)
+    assert of_type(events, "started")[0]["total_steps"] == len(of_type(events, "step")) == steps
+
+
+def test_the_last_step_is_validated_within_an_epoch_too(train: Run) -> None:
+    events = train(hyperparameters={"epochs": 1.5}, validation={"fraction": 0.1})
+    assert [validation["step"] for validation in of_type(events, "validation")] == [5, 8]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "last"), [("constant", 0.01), ("linear", 0.002), ("cosine", 0.005 * (1 + math.cos(math.pi * 0.8)))]
+)
+def test_the_rate_rises_over_the_warm_up_and_falls_by_the_schedule(train: Run, scheduler: str, last: float) -> None:
+    events = train(hyperparameters={"scheduler": scheduler, "warmup_ratio": 0.16})
+    rates = [step["learning_rate"] for step in of_type(events, "step")]
+    assert rates[:2] == [0.0, 0.01]
+    assert rates[-1] == pytest.approx(last)
+
+
+def test_the_same_spec_gives_the_same_losses_and_adapter_bit_for_bit(train: Run, tmp_path: Path) -> None:
+    spec = {"method": {"dropout": 0.1}, "hyperparameters": {"epochs": 2}}
+    losses = [[step["loss"] for step in of_type(train(out=out, **spec), "step")] for out in ("one", "two")]
+    assert losses[0] == losses[1]
+    one, two = (tmp_path / out / "adapter" / "adapter_model.safetensors" for out in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_another_seed_gives_another_adapter(train: Run, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        train(out=str(seed), hyperparameters={"seed": seed, "max_steps": 1})
+    one, two = (tmp_path / out / "adapter" / "adapter_model.safetensors" for out in ("1", "2"))
+    assert one.read_bytes() != two.read_bytes()
+
+
+def test_plain_peft_loads_the_adapter_which_answers_as_the_proof_says(train: Run, base: Path, tmp_path: Path) -> None:
+    train(provenance={"base_model": "demo-base", "dataset_sha256": "ab"})
+    out = tmp_path / "out"
+    proof = json.loads((out / "proof.json").read_text())
+    prompt, answer = proof["token_ids"][:-1], proof["token_ids"][-1]
+    untuned = logits(load(base), prompt)[-1].log_softmax(-1)[answer].item()
+    tuned = logits(PeftModel.from_pretrained(load(base), out / "adapter"), prompt)[-1].log_softmax(-1)[answer].item()
+    # The trainer computes in bfloat16 where the machine is quick in it.
+    assert proof["base_logprob"] == pytest.approx(untuned, abs=0.1)
+    assert proof["tuned_logprob"] == pytest.approx(tuned, abs=0.1)
+    assert abs(tuned - untuned) > 0.5
+    assert json.loads((out / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == "demo-base"
+
+
+def test_merged_weights_answer_as_the_adapter(train: Run, base: Path, tmp_path: Path, tokenizer: Any) -> None:
+    train(deploy={"mode": "merged"})
+    token_ids = tokenizer("Count to 5.")["input_ids"]
+    adapted = PeftModel.from_pretrained(load(base), tmp_path / "out" / "adapter")
+    torch.testing.assert_close(logits(load(tmp_path / "out" / "merged"), token_ids), logits(adapted, token_ids))
+    assert not torch.allclose(logits(adapted, token_ids), logits(load(base), token_ids), atol=0.1)
+
+
+def test_the_template_that_was_trained_with_goes_along_to_the_letter(train: Run, tmp_path: Path) -> None:
+    template = (
+        "{%- for m in messages -%}\n<|im_start|>{{ m.role }}|{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant|{% endif %}{# end #}\n"
+    )
+    train(chat_template=template, deploy={"mode": "merged"}, hyperparameters={"max_steps": 1})
+    for folder in ("adapter", "merged"):
+        assert (tmp_path / "out" / folder / "chat_template.jinja").read_text() == template
+        assert AutoTokenizer.from_pretrained(tmp_path / "out" / folder).chat_template == template
+
+
+def test_the_manifest_says_what_made_the_adapter(train: Run, tmp_path: Path) -> None:
+    train(provenance={"dataset_sha256": "ab"}, hyperparameters={"max_steps": 2})
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["provenance"] == {"dataset_sha256": "ab"}
+    assert manifest["spec"]["method"] == {
+        "type": "lora", "rank": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": "all-linear"
+    }  # fmt: skip
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert manifest["hardware"]["threads"] == 1
+    assert manifest["result"]["steps"] == 2
+    assert manifest["stop_token_ids"] == [2]
+
+
+def test_all_linear_means_every_linear_layer_but_the_head(train: Run, base: Path, tmp_path: Path) -> None:
+    train(hyperparameters={"max_steps": 1})
+    weights = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    adapted = {name.split(".")[-3] for name in weights}
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_an_unknown_target_module_is_named(train: Run) -> None:
+    with pytest.raises(Failure, match=r"no layer is called w_q; there are .*'q_proj'"):
+        train(method={"target_modules": ["q_proj", "w_q"]})
+
+
+def test_long_rows_are_cut_and_counted_and_rows_without_loss_dropped(train: Run, tmp_path: Path) -> None:
+    fitting, cut = [chat("a", "b")] * 5, [chat("a", "long " * 90)] * 2
+    lost, silent = [chat("long " * 90, "b")] * 3, [chat("a")]
+    events = train(
+        rows=write_rows(tmp_path / "some.parquet", fitting + cut + lost + silent), hyperparameters={"max_length": 64}
+    )
+    [started] = of_type(events, "started")
+    assert (started["rows"], started["cut_rows"], started["dropped_rows"]) == (7, 5, 4)
+    assert [warning["message"][0] for warning in of_type(events, "warning")] == ["5", "4"]
+
+
+def test_rows_of_which_none_has_loss_fail(train: Run, tmp_path: Path) -> None:
+    with pytest.raises(Failure) as caught:
+        train(rows=write_rows(tmp_path / "none.parquet", [chat("long " * 90, "b")]), hyperparameters={"max_length": 8})
+    assert caught.value.code == "no_trainable_rows"
+
+
+def test_a_loss_that_is_not_finite_fails_at_its_step(train: Run, base: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in base.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = torch.inf
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(Failure, match="at step 1") as caught:
+        train(base_model=str(broken))
+    assert caught.value.code == "loss_not_finite"
+    assert "learning_rate" in caught.value.hint
+
+
+def test_a_folder_without_a_model_is_unreadable(train: Run, tmp_path: Path) -> None:
+    with pytest.raises(Failure) as caught:
+        train(base_model=str(tmp_path))
+    assert caught.value.code == "model_unreadable"

@@ -1,0 +1,38 @@
+"""The Celery app: what the queue needs to know of the worker."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from celery import Celery, signals
+
+from app.kit.queue import celery_settings, wake
+
+RECONCILE_SECONDS = 3.0
+
+celery = Celery("burnish", include=["worker.tasks"])
+celery.conf.update(celery_settings())
+celery.conf.beat_schedule = {
+    "reconcile": {
+        "task": "worker.tasks.reconcile",
+        "schedule": RECONCILE_SECONDS,
+        "options": {"queue": "housekeeping", "expires": RECONCILE_SECONDS},
+    }
+}
+
+# Set when this process is asked to end: whoever supervises something hands it over.
+shutting_down = threading.Event()
+
+
+@signals.worker_shutting_down.connect
+def _on_shutdown(**_: Any) -> None:
+    # This runs in a signal handler, where setting an event can deadlock on a second signal; in a thread it cannot.
+    threading.Thread(target=shutting_down.set).start()
+
+
+@signals.worker_ready.connect
+def _on_ready(**_: Any) -> None:
+    """What was lost while nobody looked is found at once, not at the next round."""
+    celery.send_task("worker.tasks.reconcile", queue="housekeeping")
+    wake("train")

@@ -1,0 +1,46 @@
+"""The embedded engine: transformers in a process of ours, for machines where vLLM cannot be installed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import psutil
+
+from app.settings import REPOSITORY, Settings
+from worker.engine.protocol import Launch, weight_bytes
+
+# An estimate of what torch, transformers and PEFT take beside the weights, on the safe side.
+PROCESS_BYTES = 2**30
+
+
+def command(launch: Launch, settings: Settings) -> list[str]:
+    """`embedded_server.py` with this interpreter, whose environment has torch, transformers and PEFT."""
+    arguments = {
+        "--model": str(launch.path),
+        "--served-model-name": launch.name,
+        "--port": str(launch.port),
+        "--max-model-len": str(settings.max_model_len),
+    }
+    if launch.template is not None:
+        arguments["--chat-template"] = str(launch.template)
+    words = [word for pair in arguments.items() for word in pair]
+    return [sys.executable, "-m", "worker.engine.embedded_server", *words]
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """This process's environment, this source first on the path, and one core left to the others."""
+    threads = {"OMP_NUM_THREADS": str(max(1, (psutil.cpu_count(logical=False) or 2) - 1))}
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
+    return threads | os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def memory_needed(path: Path, settings: Settings) -> int:
+    """Weights, the KV cache of the one generation at a time, and the process."""
+    return int(weight_bytes(path) * 1.5) + PROCESS_BYTES
+
+
+def memory_available(settings: Settings) -> int:
+    """The machine's free memory."""
+    return psutil.virtual_memory().available

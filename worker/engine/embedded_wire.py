@@ -1,0 +1,131 @@
+"""What the embedded engine takes and refuses of OpenAI's chat request, and the shapes of what it answers."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+# Fields that are understood. Any other may be sent only with a value that asks for nothing.
+KNOWN = {
+    "model",
+    "messages",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_p",
+    "stop",
+    "stop_token_ids",
+    "seed",
+    "stream",
+    "stream_options",
+}
+IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+}
+RANGES: dict[str, tuple[Any, float, float]] = {
+    "max_tokens": (int, 1, 1e9),
+    "max_completion_tokens": (int, 1, 1e9),
+    "temperature": ((int, float), 0, 2),
+    "top_p": ((int, float), 1e-6, 1),
+    "seed": (int, -(2.0**63), 2.0**64 - 1),
+}
+
+
+class Refused(Exception):
+    """A request that gets an OpenAI-shaped error."""
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
+        self.message, self.param, self.code, self.status = message, param, code, status
+
+    def response(self) -> JSONResponse:
+        """The error as OpenAI has it."""
+        fields = {"message": self.message, "type": "invalid_request_error", "param": self.param, "code": self.code}
+        return JSONResponse({"error": fields}, self.status)
+
+
+def check_chat(body: Any) -> dict[str, Any]:
+    """The request's fields, nulls left out. Raises `Refused` for what is malformed or is not served here."""
+    if not isinstance(body, dict):
+        raise Refused("The body must be a JSON object.")
+    fields = {name: value for name, value in body.items() if value is not None and name not in IGNORED}
+    for name, value in fields.items():
+        if name not in KNOWN and not any(value == neutral for neutral in NEUTRAL.get(name, ())):
+            raise Refused(f"The embedded engine does not support {name}={value!r}.", name, "unsupported_parameter")
+        if name in RANGES:
+            kind, low, high = RANGES[name]
+            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+                raise Refused(
+                    f"{name} must be a number from {low:g} to {high:g}, not {value!r}.", name, "invalid_value"
+                )
+    fields["messages"] = [_message(each) for each in _list(fields.get("messages"), "messages")]
+    stop = fields.get("stop", [])
+    fields["stop"] = [stop] if isinstance(stop, str) else stop
+    if not isinstance(fields["stop"], list) or not all(isinstance(each, str) and each for each in fields["stop"]):
+        raise Refused("stop must be a string or a list of strings that are not empty.", "stop", "invalid_value")
+    ids = fields.setdefault("stop_token_ids", [])
+    if not isinstance(ids, list) or not all(isinstance(each, int) for each in ids):
+        raise Refused("stop_token_ids must be a list of token ids.", "stop_token_ids", "invalid_value")
+    if not isinstance(fields.get("stream", False), bool) or not isinstance(fields.get("stream_options", {}), dict):
+        raise Refused("stream must be true or false, and stream_options an object.", "stream", "invalid_value")
+    return fields
+
+
+def chunk(id: str, model: str, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+    """One event of a stream."""
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+    return _envelope(id, "chat.completion.chunk", model) | {"choices": [choice]}
+
+
+def completion(id: str, model: str, text: str, finish: str, usage: dict[str, int]) -> dict[str, Any]:
+    """A whole answer."""
+    message = {"role": "assistant", "content": text}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
+    return _envelope(id, "chat.completion", model) | {"choices": [choice], "usage": usage}
+
+
+def scored(id: str, model: str, ids: list[int], log_probabilities: list[float]) -> dict[str, Any]:
+    """The answer to a completion request for prompt log-probabilities, as vLLM has it."""
+    entries = [{str(token): {"logprob": value}} for token, value in zip(ids[1:], log_probabilities, strict=True)]
+    choice = {"index": 0, "text": "", "logprobs": None, "finish_reason": "length", "prompt_logprobs": [None, *entries]}
+    return _envelope(id, "text_completion", model) | {"choices": [choice], "usage": count(len(ids), 0)}
+
+
+def count(prompt: int, answer: int) -> dict[str, int]:
+    """OpenAI's usage object."""
+    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+
+
+def _envelope(id: str, kind: str, model: str) -> dict[str, Any]:
+    return {"id": id, "object": kind, "created": int(time.time()), "model": model}
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise Refused(f"{name} must be a list that is not empty.", name, "invalid_value")
+    return value
+
+
+def _message(value: Any) -> dict[str, Any]:
+    """A message with its content as one string: parts of text are joined, other parts refused."""
+    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
+        raise Refused("Each message must be an object with a role.", "messages", "invalid_value")
+    content = value.get("content")
+    if isinstance(content, list):
+        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+            raise Refused("The embedded engine reads text only.", "messages", "unsupported_parameter")
+        content = "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        raise Refused("Each message must have a content of text.", "messages", "invalid_value")
+    return value | {"content": content}

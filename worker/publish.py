@@ -1,0 +1,129 @@
+"""From a trainer's output to a model that answers: store the artifact, insert its row, load it, prove that it is applied."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from app.jobs import attempts
+from app.jobs.lifecycle import add_event, move
+from app.jobs.tables import Job
+from app.kit import storage
+from app.kit.database import reading, writing
+from app.kit.ids import new_id
+from app.models import serving
+from app.models.service import find
+from app.models.tables import Model
+from app.settings import get_settings
+from worker.engine.client import score
+from worker.engine.protocol import EngineError
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.25
+# A fine-tune that moved a probed log-probability by less than this cannot be told from its base.
+INDISTINCT = 0.05
+
+
+class DeployFailed(Exception):
+    """The artifact is there, but no engine answers with it."""
+
+
+def publish(job: Job, output: Path) -> Model:
+    """Stores the trainer's output and then inserts the model's row, which is the commit. Raises `LeaseLost`."""
+    key = f"artifacts/{job.id}/{job.attempt}"
+    manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
+    with attempts.renewing(job):
+        storage.put_folder(output, key)
+    kind = "merged" if job.spec["deploy"]["mode"] == "merged" else "adapter"
+    with writing() as session:
+        row = attempts.hold(session, job)
+        base = session.get_one(Model, job.base_model_id)
+        if find(session, job.project_id, job.name):  # registered meanwhile: hours of training are not lost to a name
+            row.name = job.name = f"{job.name[:55]}-{job.id[-8:]}"
+            add_event(session, row, "warning", f"The name was taken meanwhile; the model is '{job.name}'.")
+        model = Model(
+            id=new_id("model"),
+            project_id=job.project_id,
+            name=job.name,
+            kind=kind,
+            status="deploying",
+            source=f"job:{job.id}",
+            location=f"{key}/{kind}",
+            base_model_id=base.id,
+            job_id=job.id,
+            chat_template=base.chat_template,
+            facts=base.facts | {"stop_token_ids": manifest["stop_token_ids"]},
+        )
+        session.add(model)
+        row.model_id = model.id
+    return model
+
+
+def deploy(job: Job, model: Model, beat: Callable[[], None]) -> None:
+    """Ends the job as succeeded, once the model answers with its own weights. Raises `DeployFailed`, and what `beat` raises."""
+    proof = "Stored, and not deployed."
+    if job.spec["deploy"]["mode"] != "none":
+        with writing() as session:
+            row = attempts.hold(session, job)
+            row.progress = (row.progress or {}) | {"phase": "deploying", "eta_seconds": None}
+            add_event(session, row, "phase", "Now deploying.", phase="deploying")
+        proof = _answering(job, model, beat)
+    with writing() as session:
+        row = attempts.hold(session, job)
+        session.get_one(Model, model.id).status = "ready"
+        attempts.end(session, row, "succeeded")
+        move(session, row, "succeed", f"The model '{model.name}' is ready. {proof}", model=model.name)
+
+
+def _answering(job: Job, model: Model, beat: Callable[[], None]) -> str:
+    """Waits until an engine answers with the model's own weights. Returns a sentence that says so. Raises `DeployFailed`."""
+    deadline = time.monotonic() + get_settings().engine_wait_seconds
+    why = f"no engine was up after {get_settings().engine_wait_seconds:.0f} s"
+    place = serving.Place(None, None)
+    while time.monotonic() < deadline:
+        beat()
+        with reading() as session:
+            wanted = serving.is_wanted(session, model)
+        if not wanted and place.error is None:
+            # Said again whenever it is not so: an engine may be stopped to make room before the adapter is in it.
+            with writing() as session:
+                serving.want(session, model)
+        with reading() as session:
+            place = serving.locate(session, model)
+        if place.error:
+            raise DeployFailed(f"The engine cannot serve the model: {place.error['message']}")
+        if place.url:
+            try:
+                with attempts.renewing(job):
+                    return _prove(model, place.url)
+            except EngineError as error:
+                if error.code != "engine_unreachable":
+                    raise DeployFailed(f"The engine does not answer for the model: {error}") from error
+                why = str(error)  # it died since; the controller brings it back
+        time.sleep(POLL_SECONDS)
+    raise DeployFailed(f"The model does not answer: {why}.")
+
+
+def _prove(model: Model, url: str) -> str:
+    """Checks that the engine's answer is the fine-tune's: an adapter can be accepted and silently not applied.
+
+    The trainer noted the log-probability of one answer token under the base and under the fine-tune; the engine is asked
+    for the same, and must be nearer to the fine-tune's. Returns a sentence for the job's events. Raises `DeployFailed`
+    where it is nearer to the base's, and `EngineError`.
+    """
+    assert model.location is not None
+    proof = json.loads((storage.fetch_folder(str(Path(model.location).parent)) / "proof.json").read_text())
+    base, tuned = proof["base_logprob"], proof["tuned_logprob"]
+    served = score(url, model.id, proof["token_ids"])
+    if abs(tuned - base) < INDISTINCT:
+        return "It answers; its answers hardly differ from the base model's."
+    if abs(served - base) < abs(served - tuned):
+        raise DeployFailed(
+            "The engine answers as the base model: "
+            f"log-probability {served:.3f}; the fine-tune's is {tuned:.3f}, the base's {base:.3f}."
+        )
+    return f"It answers with its own weights (log-probability {served:.3f}; trained {tuned:.3f}, base {base:.3f})."

@@ -1,0 +1,29 @@
+"""One round of every reconciler, run every few seconds and when a worker starts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from worker.reconcilers.expired_leases import requeue_expired
+from worker.reconcilers.leftovers import remove_leftovers
+from worker.reconcilers.read_messages import sweep_read_messages
+from worker.reconcilers.unseen_work import wake_for_unseen_work
+
+log = logging.getLogger(__name__)
+
+RECONCILERS: tuple[Callable[[], None], ...] = (
+    requeue_expired,
+    wake_for_unseen_work,
+    sweep_read_messages,
+    remove_leftovers,
+)
+
+
+def run_round() -> None:
+    """Runs every reconciler; one that fails does not keep the others from theirs."""
+    for mend in RECONCILERS:
+        try:
+            mend()
+        except Exception:
+            log.exception("%s failed; it is tried again at the next round", mend.__name__)

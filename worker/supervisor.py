@@ -1,0 +1,232 @@
+"""One attempt at one job: claim, spawn the trainer, heartbeat, record, stop, publish. Nothing here is lost with the process:
+the lease runs out, and the job runs again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import shutil
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from subprocess import PIPE, Popen
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+from app.datasets.tables import Dataset
+from app.jobs import attempts
+from app.jobs.spec import JobSpec, TrainerSpec
+from app.jobs.tables import Job
+from app.kit import storage
+from app.kit.database import reading, writing
+from app.kit.leases import LeaseLost
+from app.kit.processes import spawn, stop
+from app.models.tables import Model
+from app.settings import REPOSITORY, get_settings
+from worker.publish import DeployFailed, deploy, publish
+
+log = logging.getLogger(__name__)
+
+# How often the lease is renewed, the wanted state read and what the trainer said written down.
+BEAT_SECONDS = 0.5
+FINISHED, FAILED, STOPPED = 0, 1, 3  # the trainer's exit codes
+
+
+class Stop(Exception):
+    """The attempt is to end before its work is done: `why` is `cancel` or `shutdown`."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+def workspaces() -> Path:
+    """The folder of the attempts' folders on this machine."""
+    return get_settings().home.resolve() / "work"
+
+
+def train_next(shutting_down: threading.Event) -> bool:
+    """Runs one attempt at the oldest queued job. False where there was none to claim."""
+    job = attempts.claim(f"{socket.gethostname()}:{os.getpid()}")
+    if job is None:
+        return False
+    workspace = workspaces() / f"{job.id}-{job.attempt}"
+    try:
+        _attempt(job, workspace, Beat(job, shutting_down))
+    except LeaseLost:
+        log.warning("%s: attempt %d was taken over", job.id, job.attempt)
+    except Exception:
+        log.exception("%s: attempt %d failed in its supervisor", job.id, job.attempt)
+        _end_after_fault(job)
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+    return True
+
+
+def _end_after_fault(job: Job) -> None:
+    try:
+        with writing() as session:
+            attempts.lose(
+                session, attempts.hold(session, job), "worker_fault", "A fault in the worker; its log has the details."
+            )
+    except (LeaseLost, DBAPIError):
+        log.warning("%s: left to the reconciler", job.id)
+
+
+class Beat:
+    """The heartbeat: renews the lease, writes what happened, and raises `Stop` when the attempt is not wanted any more."""
+
+    def __init__(self, job: Job, shutting_down: threading.Event) -> None:
+        self.job, self.shutting_down = job, shutting_down
+        self.renewed = time.monotonic()
+        self.unwritten: list[dict[str, Any]] = []
+
+    def __call__(self, events: list[dict[str, Any]] | None = None) -> None:
+        """Raises `Stop`, or `LeaseLost` also when the database was away for as long as the lease."""
+        self.unwritten += events or []
+        try:
+            with writing() as session:
+                row = attempts.heartbeat(session, self.job)
+                attempts.record(session, row, self.unwritten)
+                cancel = row.cancel_requested
+        except (OperationalError, InterfaceError) as error:  # away; anything else would fail again
+            if time.monotonic() - self.renewed > get_settings().lease_seconds:
+                raise LeaseLost("the database was away for longer than the lease") from error
+            log.warning("%s: heartbeat failed (%s); trying again", self.job.id, error)
+            return
+        self.renewed, self.unwritten = time.monotonic(), []
+        if cancel or self.shutting_down.is_set():
+            raise Stop("cancel" if cancel else "shutdown")
+
+
+def _attempt(job: Job, workspace: Path, beat: Beat) -> None:
+    """Trains unless an earlier attempt did, then deploys. Every way out but a lost lease ends the attempt in the database."""
+    failure: dict[str, Any] | None = None
+    try:
+        with reading() as session:
+            model = attempts.published(session, job)
+        if model is None:
+            failure = _train(job, workspace, beat)
+            model = publish(job, workspace / "out") if failure is None else None
+        if model is not None:
+            deploy(job, model, beat)
+    except Stop as stop:
+        with writing() as session:
+            row = attempts.hold(session, job)
+            (attempts.cancelled if stop.why == "cancel" else attempts.hand_over)(session, row)
+    except DeployFailed as error:
+        failure = {"code": "deploy_failed", "message": str(error), "hint": "The engine's log is in BURNISH_HOME/logs."}
+    if failure is not None:
+        with writing() as session:
+            row = attempts.hold(session, job)
+            if failure["code"] == "trainer_died":
+                attempts.lose(session, row, failure["code"], failure["message"])
+            else:
+                attempts.fail(session, row, failure["code"], failure["message"], failure.get("hint"))
+
+
+def _train(job: Job, workspace: Path, beat: Beat) -> dict[str, Any] | None:
+    """Runs the trainer to its end. Returns why it failed, or None. Raises `Stop` and `LeaseLost` with the trainer gone."""
+    shutil.rmtree(workspace, ignore_errors=True)
+    (workspace / "out").mkdir(parents=True)
+    try:
+        with attempts.renewing(job):
+            spec = _trainer_spec(job)
+    except FileNotFoundError as error:
+        return {
+            "code": "model_unreadable",
+            "message": f"{error.filename or error} is not there any more.",
+            "hint": None,
+        }
+    (workspace / "spec.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")
+    command = [sys.executable, "-m", "worker.trainer", str(workspace / "spec.json"), str(workspace / "out")]
+    errors = _log_file(job)
+    with errors.open("wb") as stderr:
+        trainer = spawn(
+            command, env=_trainer_environment(), cwd=REPOSITORY, stdout=PIPE, stderr=stderr,
+            grace_seconds=get_settings().stop_grace_seconds,
+        )  # fmt: skip
+    said: queue.Queue[dict[str, Any]] = queue.Queue()
+    reader = threading.Thread(target=_read_events, args=(trainer, said), daemon=True)
+    reader.start()
+    failed: dict[str, Any] | None = None
+    try:
+        while reader.is_alive() or not said.empty():
+            reader.join(BEAT_SECONDS)
+            events = [said.get_nowait() for _ in range(said.qsize())]
+            failed = next((event for event in events if event["type"] == "failed"), failed)
+            beat(events)
+    finally:
+        code = stop(trainer, get_settings().stop_grace_seconds)
+    if code == FINISHED:
+        return None
+    return failed or {"code": "trainer_died", "message": _last_words(code, errors)}
+
+
+def _trainer_spec(job: Job) -> TrainerSpec:
+    """Raises `FileNotFoundError` where the base model's folder or the rows are gone."""
+    with reading() as session:
+        base, dataset = session.get_one(Model, job.base_model_id), session.get_one(Dataset, job.dataset_id)
+        validation = session.get_one(Dataset, job.validation_dataset_id) if job.validation_dataset_id else None
+    assert base.location is not None
+    folder = Path(base.location)
+    if not folder.is_dir():
+        raise FileNotFoundError(None, "gone", base.location)
+    return TrainerSpec(
+        job=job.id,
+        attempt=job.attempt,
+        spec=JobSpec.model_validate(job.spec),
+        base_model=str(folder),
+        chat_template=base.chat_template,
+        rows=str(storage.fetch_blob(dataset.rows_sha256)),
+        validation_rows=str(storage.fetch_blob(validation.rows_sha256)) if validation else None,
+        threads=get_settings().trainer_threads,
+        provenance={
+            "job": job.id,
+            "base_model": base.name,
+            "base_source": base.source,
+            "base_revision": base.facts.get("revision"),
+            "dataset": {"id": dataset.id, "name": dataset.name, "sha256": dataset.file.sha256},
+        },
+    )
+
+
+# What a trainer may know of the environment: nothing of the service's settings, so no credential.
+KEPT_VARIABLES = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TZ")
+KEPT_PREFIXES = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NVIDIA_", "NCCL_", "PYTORCH_", "TORCH_", "TRITON_")
+
+
+def _trainer_environment() -> dict[str, str]:
+    kept = {
+        name: value for name, value in os.environ.items() if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES)
+    }
+    return kept | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", "PYTHONUNBUFFERED": "1"}
+
+
+def _log_file(job: Job) -> Path:
+    folder = get_settings().home.resolve() / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{job.id}-{job.attempt}.log"
+
+
+def _read_events(trainer: Popen[bytes], said: queue.Queue[dict[str, Any]]) -> None:
+    assert trainer.stdout is not None
+    with trainer.stdout:
+        for line in trainer.stdout:
+            try:
+                said.put(json.loads(line))
+            except ValueError:
+                log.warning("not an event from the trainer: %r", line[:200])
+
+
+def _last_words(code: int, errors: Path) -> str:
+    """Why a trainer ended that said nothing of it itself."""
+    if code in (-9, 128 + 9):  # the guard was killed, or what it guards
+        return "The trainer was killed (SIGKILL): by hand, or because the machine was out of memory."
+    tail = errors.read_text(errors="replace").strip().splitlines()[-5:]
+    return f"The trainer ended with exit code {code}. Its last lines: {' | '.join(tail) or '(none)'}"

@@ -1,0 +1,28 @@
+"""Celery's tasks: thin. A wake-up names no job; the database says what there is to do."""
+
+from __future__ import annotations
+
+from worker.celery_app import celery, shutting_down
+from worker.downloads import download_next
+from worker.reconcilers.rounds import run_round
+from worker.supervisor import train_next
+
+
+@celery.task(name="worker.tasks.train")
+def train() -> None:
+    """A training slot: trains as long as there is a job that it can claim."""
+    while not shutting_down.is_set() and train_next(shutting_down):
+        pass
+
+
+@celery.task(name="worker.tasks.download")
+def download() -> None:
+    """Fetches models from hubs as long as one waits."""
+    while not shutting_down.is_set() and download_next(shutting_down):
+        pass
+
+
+@celery.task(name="worker.tasks.reconcile")
+def reconcile() -> None:
+    """One round of every reconciler."""
+    run_round()

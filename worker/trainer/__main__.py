@@ -1,0 +1,72 @@
+"""`python -m worker.trainer SPEC.json OUT/`
+
+Reads a `TrainerSpec`, writes artifacts to OUT/ and events to standard output (see `worker.trainer.events`; the names of
+the events and their fields are in `run.py` and `loop.py`). Exit status: 0 finished, 1 failed (the last event says why),
+3 stopped by SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from worker.trainer.events import claim_stdout
+from worker.trainer.failures import Failure, Stopped
+from worker.trainer.stopping import StopSignal
+
+FINISHED, FAILED, STOPPED = 0, 1, 3
+
+OUT_OF_MEMORY_HINT = (
+    "Lower hyperparameters.max_length; the rows of a step are already split, so batch_size changes little. "
+    "A smaller method.rank or base model needs less too."
+)
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 2:
+        print("usage: python -m worker.trainer SPEC.json OUT/", file=sys.stderr)
+        return 2
+    spec_path, out = Path(arguments[0]), Path(arguments[1])
+    emit = claim_stdout()
+    try:
+        stop = StopSignal()
+        # Everything is local files: no library may ask a model hub.
+        os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "true"}
+        # OpenMP reads this when torch is loaded. Threads that spin while they wait for one another make a step several
+        # times as long wherever something else wants the cores: the API, an inference engine, another job.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        from worker.trainer.run import read_spec, run
+
+        run(read_spec(spec_path), out, emit, stop)
+    except Stopped:
+        return STOPPED
+    except Failure as failure:
+        traceback.print_exc()
+        emit("failed", code=failure.code, message=failure.message, hint=failure.hint)
+        return FAILED
+    except Exception as error:
+        traceback.print_exc()
+        if _is_out_of_memory(error):
+            message = f"The machine ran out of memory: {_first_line(error)}"
+            emit("failed", code="out_of_memory", message=message, hint=OUT_OF_MEMORY_HINT)
+        else:
+            message = f"{type(error).__name__}: {_first_line(error)}"
+            emit("failed", code="trainer_error", message=message, hint="The job's log has the whole traceback.")
+        return FAILED
+    return FINISHED
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """CUDA's own error, Python's, and the RuntimeError that PyTorch's CPU allocator raises."""
+    is_cpu_allocator = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or is_cpu_allocator
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "no message")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

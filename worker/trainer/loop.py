@@ -1,0 +1,237 @@
+"""The one training loop: transformers' `Trainer`, with our batches and our loss.
+
+An optimiser step is `batch_size` rows exactly, however many micro-batches they are run in. Its loss is the mean over all
+loss tokens of the step, so it does not depend on how the rows were split.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from app.jobs.spec import Hyperparameters
+from worker.trainer.base import autocast
+from worker.trainer.data.batches import LengthBuckets
+from worker.trainer.data.render import Example
+from worker.trainer.events import Emit
+from worker.trainer.failures import Failure
+from worker.trainer.stages import Batch, Stage
+
+# Padded tokens of a micro-batch: enough to keep the cores or the GPU busy, little enough for its activations to fit.
+MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 8192}
+MAX_GRADIENT_NORM = 1.0
+
+_SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+_SPEED_WINDOW = 50  # steps over which tokens per second and the time left are measured
+_VALIDATION_ROWS = 256  # rows sorted and split together
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a finished or stopped run came to. Losses are those of the last step and of the last validation."""
+
+    steps: int
+    loss: float
+    validation_loss: float | None
+
+
+def count_steps(examples: int, settings: Hyperparameters) -> int:
+    """Optimiser steps of a run: `epochs` passes, an incomplete last batch counted, or `max_steps` if that is fewer."""
+    steps = math.ceil(settings.epochs * math.ceil(examples / settings.batch_size))
+    return min(steps, settings.max_steps or steps)
+
+
+def train(
+    model: Any,
+    stage: Stage,
+    examples: list[Example],
+    validation: list[Example],
+    settings: Hyperparameters,
+    *,
+    pad_id: int,
+    out: Path,
+    emit: Emit,
+    stop_requested: Callable[[], bool],
+) -> Outcome:
+    """Trains `model` in place, emits `step` and `validation` events, and ends after the step in which a stop was asked.
+
+    Raises `Failure` `loss_not_finite`.
+    """
+    loop = _Loop(model, stage, examples, validation, settings, pad_id, out, emit, stop_requested)
+    loop.train()
+    return Outcome(loop.state.global_step, loop.last_loss, loop.last_validation_loss)
+
+
+class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
+    def __init__(
+        self,
+        model: Any,
+        stage: Stage,
+        examples: list[Example],
+        validation: list[Example],
+        settings: Hyperparameters,
+        pad_id: int,
+        out: Path,
+        emit: Emit,
+        stop_requested: Callable[[], bool],
+    ) -> None:
+        self.stage = stage
+        self.validation = validation
+        self.settings = settings
+        self.pad_id = pad_id
+        self.emit = emit
+        self.stop_requested = stop_requested
+        self.recent: deque[tuple[float, int]] = deque(maxlen=_SPEED_WINDOW)  # (seconds, tokens) of a step
+        self.step_began = 0.0
+        self.step_tokens = 0
+        self.last_loss = math.nan
+        self.last_validation_loss: float | None = None
+        super().__init__(
+            model=model,
+            args=_arguments(settings, count_steps(len(examples), settings), out),
+            train_dataset=examples,
+            callbacks=[_Hooks(self)],
+        )
+        self.remove_callback(PrinterCallback)
+        self.micro_batch_tokens = MICRO_BATCH_TOKENS[self.args.device.type]
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Yields a step's rows as its list of micro-batches."""
+        lengths = [len(example.token_ids) for example in self.train_dataset]
+        sampler = LengthBuckets(lengths, self.settings.batch_size, self.settings.seed)
+        loader: DataLoader[Any] = DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self._micro_batches)
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def _micro_batches(self, examples: list[Example]) -> list[Batch]:
+        return self.stage.batches(examples, self.pad_id, self.micro_batch_tokens)
+
+    def training_step(self, model: Any, inputs: list[Batch], num_items_in_batch: object = None) -> torch.Tensor:
+        """Forward and backward over a step's micro-batches. Returns the step's loss, an fp32 scalar."""
+        self.step_began = perf_counter()
+        self.step_tokens = sum(batch["tokens"] for batch in inputs)
+        loss_tokens = sum(batch["loss_tokens"] for batch in inputs)
+        model.train()
+        total = torch.zeros((), device=self.args.device)
+        for batch in inputs:
+            with autocast(self.args.device):
+                loss = self.stage.loss(model, batch) / loss_tokens
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        self.last_loss = total.item()
+        if not math.isfinite(self.last_loss):
+            raise _not_finite("loss", self.last_loss, self.state.global_step + 1)
+        return total
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Called by the Trainer after each step. Emits it; keeps no history, which would grow with the run."""
+        if "loss" not in logs:  # its summary at the end
+            return
+        step = self.state.global_step
+        if not math.isfinite(logs["grad_norm"]):
+            raise _not_finite("gradient's norm", logs["grad_norm"], step)
+        self.recent.append((perf_counter() - self.step_began, self.step_tokens))
+        seconds, tokens = (sum(values) for values in zip(*self.recent, strict=True))
+        self.emit(
+            "step",
+            step=step,
+            loss=self.last_loss,
+            learning_rate=logs["learning_rate"],
+            grad_norm=logs["grad_norm"],
+            tokens=self.step_tokens,
+            epoch=round(self.state.epoch, 6),
+            tokens_per_second=round(tokens / seconds, 1),
+            eta_seconds=round((self.state.max_steps - step) * seconds / len(self.recent), 1),
+        )
+
+    @torch.no_grad()
+    def validate(self) -> None:
+        """Emits the mean loss over the loss tokens of the validation rows, unless a stop is asked meanwhile."""
+        self.model.eval()
+        total, loss_tokens = 0.0, 0
+        for batch in self._validation_batches():
+            if self.stop_requested():
+                return
+            with autocast(self.args.device):
+                total += self.stage.loss(self.model, self._to_device(batch)).item()
+            loss_tokens += batch["loss_tokens"]
+        self.last_validation_loss = total / loss_tokens
+        if not math.isfinite(self.last_validation_loss):
+            raise _not_finite("validation loss", self.last_validation_loss, self.state.global_step)
+        self.emit("validation", step=self.state.global_step, loss=self.last_validation_loss)
+
+    def _validation_batches(self) -> Iterator[Batch]:
+        shortest_first = sorted(self.validation, key=lambda example: len(example.token_ids))
+        for start in range(0, len(shortest_first), _VALIDATION_ROWS):
+            yield from self._micro_batches(shortest_first[start : start + _VALIDATION_ROWS])
+
+    def _to_device(self, batch: Batch) -> Batch:
+        device = self.args.device
+        return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+
+    def floating_point_ops(self, inputs: object) -> int:
+        return 0  # the Trainer counts them for its own summary, by the shape of a batch that is not like ours
+
+
+class _Hooks(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, loop: _Loop) -> None:
+        self.loop = loop
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if self.loop.stop_requested():
+            control.should_training_stop = True
+        return control
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Also comes after the last step where that is within an epoch."""
+        if self.loop.validation and not self.loop.stop_requested():
+            self.loop.validate()
+
+
+def _arguments(settings: Hyperparameters, steps: int, out: Path) -> TrainingArguments:
+    arguments = TrainingArguments(
+        output_dir=str(out),
+        max_steps=steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=1,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=_SCHEDULERS[settings.scheduler],
+        # In steps: the Trainer takes a ratio too, but reads 1.0 as one step.
+        warmup_steps=math.ceil(settings.warmup_ratio * steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=MAX_GRADIENT_NORM,
+        optim="adamw_torch_fused",
+        seed=settings.seed,
+        data_seed=settings.seed,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=False,  # `autocast` around the loss alone; the Trainer's would copy all logits to fp32
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    _ = arguments.device  # sets _n_gpu
+    arguments._n_gpu = 1  # with several in sight the Trainer would use DataParallel
+    return arguments
+
+
+def _not_finite(what: str, value: float, step: int) -> Failure:
+    return Failure(
+        "loss_not_finite",
+        f"The {what} was {value} at step {step}.",
+        "Lower hyperparameters.learning_rate. At step 1 the cause may be the base model's weights.",
+    )

@@ -1,0 +1,191 @@
+"""A run from spec to artifacts, top to bottom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from transformers import set_seed
+
+from app.jobs.spec import TrainerSpec
+from worker.trainer import artifacts
+from worker.trainer.base import (
+    computes_bf16,
+    load_model,
+    load_tokenizer,
+    own_dtype,
+    training_dtype,
+)
+from worker.trainer.data.render import ChatTemplateError, Example
+from worker.trainer.data.rows import read_rows, split
+from worker.trainer.events import Emit
+from worker.trainer.failures import Failure
+from worker.trainer.loop import count_steps, train
+from worker.trainer.methods import METHODS
+from worker.trainer.proof import find_proof
+from worker.trainer.stages import STAGES
+from worker.trainer.stopping import StopSignal
+
+FAULT = "This is a fault of the service, not of the job."
+
+
+def read_spec(path: Path) -> TrainerSpec:
+    """Raises `Failure` where the file is no `TrainerSpec` with a learning rate in numbers."""
+    try:
+        spec = TrainerSpec.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise Failure("trainer_error", f"The spec {path} cannot be read: {error}", FAULT) from error
+    if spec.spec.hyperparameters.learning_rate == "auto":
+        raise Failure("trainer_error", "The spec's learning_rate is still 'auto'.", FAULT)
+    return spec
+
+
+def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
+    """Trains as the spec says and writes OUT/. Raises `Failure`, and `Stopped` at a SIGTERM."""
+    began = perf_counter()
+    settings, method = spec.spec.hyperparameters, METHODS[spec.spec.method.type]
+    out.mkdir(parents=True, exist_ok=True)
+    if spec.threads > 0:
+        torch.set_num_threads(spec.threads)
+
+    emit("phase", phase="loading")
+    tokenizer = load_tokenizer(spec.base_model, spec.chat_template)
+    data = _read(spec, tokenizer)
+    _warn(data, settings.max_length, emit)
+    base = load_model(spec.base_model, training_dtype())
+    dtype, parameters = base.dtype, base.num_parameters()
+    stop_ids = _stop_token_ids(data.train, tokenizer, base, emit)
+    set_seed(settings.seed)
+    try:
+        model = method.prepare(base, spec.spec.method)
+    except ValueError as error:
+        raise Failure("trainer_error", str(error), "See method.target_modules.") from error
+
+    emit("phase", phase="training")
+    summary = {
+        "total_steps": count_steps(len(data.train), settings),
+        "rows": data.rows,
+        "validation_rows": data.validation_rows,
+        "cut_rows": data.cut,
+        "dropped_rows": data.dropped,
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "parameters": parameters,
+        "loss_tokens": sum(int(example.loss_mask[1:].sum()) for example in data.train),
+        "tokens": sum(len(example.token_ids) for example in data.train),
+        "examples": len(data.train),
+    }
+    emit("started", **summary)
+    training_began = perf_counter()
+    with stop.deferred():
+        outcome = train(
+            model,
+            STAGES[spec.spec.stage],
+            data.train,
+            data.validation,
+            settings,
+            pad_id=tokenizer.pad_token_id or 0,
+            out=out,
+            emit=emit,
+            stop_requested=lambda: stop.requested,
+        )
+    training_seconds = perf_counter() - training_began
+
+    adapter = out / "adapter"
+    method.save(model, adapter, str(spec.provenance.get("base_model", Path(spec.base_model).name)))
+    artifacts.save_tokenizer(tokenizer, adapter)
+    artifacts.write_json(out / "proof.json", find_proof(model, data.train))
+    hardware = artifacts.hardware(dtype, computes_bf16())
+    del model, base
+    if spec.spec.deploy.mode == "merged":
+        emit("phase", phase="merging")
+        merged = method.merge(load_model(spec.base_model, torch.float32), adapter).to(own_dtype(spec.base_model))
+        artifacts.save_merged(merged, tokenizer, out / "merged", stop_ids)
+
+    result = {
+        "steps": outcome.steps,
+        "loss": outcome.loss,
+        "validation_loss": outcome.validation_loss,
+        "training_seconds": round(training_seconds, 3),
+        "seconds": round(perf_counter() - began, 3),
+    }
+    manifest = {
+        "job": spec.job,
+        "attempt": spec.attempt,
+        "provenance": spec.provenance,
+        "spec": spec.spec.model_dump(mode="json"),
+        "result": result,
+        "data": summary,
+        "stop_token_ids": stop_ids,
+        "versions": artifacts.library_versions(),
+        "hardware": hardware,
+    }
+    artifacts.write_json(out / "manifest.json", manifest)
+    artifacts.sync(out)
+    emit("finished", step=outcome.steps, **{name: value for name, value in result.items() if name != "steps"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """Examples to train and to validate on, and counts of the rows (conversations) that they come from."""
+
+    train: list[Example]
+    validation: list[Example]
+    rows: int
+    validation_rows: int
+    cut: int
+    dropped: int
+
+
+def _read(spec: TrainerSpec, tokenizer: Any) -> _Data:
+    settings, held_out = spec.spec.hyperparameters, spec.spec.validation
+    try:
+        files = [read_rows(path, tokenizer, settings.max_length) for path in (spec.rows, spec.validation_rows) if path]
+    except ChatTemplateError as error:
+        hint = "Give the base model a chat_template that fits these rows, or change the rows."
+        raise Failure("trainer_error", str(error), hint) from error
+    train_rows, validation_rows = files[0].examples_by_row, files[1].examples_by_row if len(files) > 1 else []
+    if held_out is not None and held_out.fraction is not None:
+        train_rows, validation_rows = split(train_rows, held_out.fraction, settings.seed)
+    if not train_rows:
+        raise Failure(
+            "no_trainable_rows",
+            f"No row is left to train on: {files[0].dropped} rows have no token of an assistant's answer within "
+            f"{settings.max_length} tokens, {len(validation_rows)} are held out for validation.",
+            "Raise hyperparameters.max_length, or check that the rows end with an assistant's turn.",
+        )
+    return _Data(
+        train=[example for row in train_rows for example in row],
+        validation=[example for row in validation_rows for example in row],
+        rows=len(train_rows),
+        validation_rows=len(validation_rows),
+        cut=sum(file.cut for file in files),
+        dropped=sum(file.dropped for file in files),
+    )
+
+
+def _warn(data: _Data, max_length: int, emit: Emit) -> None:
+    if data.cut:
+        emit(
+            "warning", message=f"{data.cut} rows were longer than max_length ({max_length} tokens) and lost their end."
+        )
+    if data.dropped:
+        emit(
+            "warning", message=f"{data.dropped} rows were dropped: no token of an assistant's answer was left in them."
+        )
+
+
+def _stop_token_ids(examples: list[Example], tokenizer: Any, base: Any, emit: Emit) -> list[int]:
+    """The tokens that the template ends turns with, which an engine must stop at. Warns where it would not by itself."""
+    special = set(tokenizer.all_special_ids)
+    special |= {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ends = {int(example.token_ids[example.loss_mask][-1]) for example in examples} & special
+    configured = base.generation_config.eos_token_id
+    known = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
+    if foreign := ends - known:
+        names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(foreign)))
+        emit("warning", message=f"The chat template ends turns with {names}, which the base model does not stop at.")
+    return sorted(ends)

@@ -1,0 +1,35 @@
+"""SIGTERM: finish the step, then end. Before and after training there is no step to finish, so it ends at once."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from worker.trainer.failures import Stopped
+
+
+class StopSignal:
+    """Whether the run was asked to stop. While `deferred()`, the run looks itself; otherwise `Stopped` is raised."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._deferred = False
+        signal.signal(signal.SIGTERM, self._receive)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        self.requested = True
+        if not self._deferred:
+            raise Stopped
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """For the time of the block a signal only sets `requested`; raises `Stopped` at its end if there was one."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        if self.requested:
+            raise Stopped
