@@ -1,4 +1,4 @@
-"""The command against the real service on its embedded defaults: what a client does is the same on the others."""
+"""The command against the real service, on both columns."""
 
 from __future__ import annotations
 
@@ -10,15 +10,8 @@ import pytest
 from typer.testing import Result
 
 from tests.cli.terminal import run_command
-from tests.conftest import Backend
 
 Run = Callable[..., Result]
-
-
-@pytest.fixture(scope="module")
-def backend(tmp_path_factory: pytest.TempPathFactory) -> Backend:
-    """SQLite and the serverless queue in a home of the module's own."""
-    return Backend("embedded", {"BURNISH_HOME": str(tmp_path_factory.mktemp("home"))})
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from app.kit.database import Base, utc_now, writing
 from app.models.tables import Engine, EngineAdapter, Model
 from app.projects.tables import Project
 from app.settings import REPOSITORY
-from tests.conftest import DEMO_BASE, SHARED, eventually, settings_of
+from tests.conftest import DEMO_BASE, SHARED, Backend, eventually, settings_of
 
 BASES = (DEMO_BASE, SHARED / "models" / "reviews-base")
 
@@ -168,9 +168,11 @@ def engine_processes(controller: psutil.Process, word: str) -> list[psutil.Proce
 
 
 @contextmanager
-def make_house(home: Path, base: Path) -> Iterator[House]:
-    """A house at `home`, this process's settings and database pointed at it while it stands."""
-    with settings_of({"BURNISH_HOME": str(home)}):
+def make_house(home: Path, base: Path, column: Mapping[str, str] | None = None) -> Iterator[House]:
+    """A house at `home`, this process's settings and database pointed at it while it stands; on SQLite unless the
+    `column`'s settings say otherwise. What an earlier house left in the database is gone."""
+    with settings_of({**(column or {}), "BURNISH_HOME": str(home)}):
+        Base.metadata.drop_all(database.engine())
         Base.metadata.create_all(database.engine())
         with writing() as session:
             session.add(Project(id=database.DEFAULT_PROJECT, name="default"))
@@ -178,7 +180,7 @@ def make_house(home: Path, base: Path) -> Iterator[House]:
 
 
 @pytest.fixture
-def house(tmp_path: Path, base: Path) -> Iterator[House]:
+def house(tmp_path: Path, base: Path, backend: Backend) -> Iterator[House]:
     """A fresh home for one test."""
-    with make_house(tmp_path, base) as house:
+    with make_house(tmp_path, base, backend.environment) as house:
         yield house
