@@ -10,10 +10,13 @@ import anyio.to_thread
 from fastapi import FastAPI
 
 import app.chat.endpoints
+import app.datasets.check_endpoints
 import app.datasets.endpoints
+import app.datasets.report_endpoints
 import app.jobs.endpoints
 import app.models.endpoints
 from app.chat.gateway import upstream_client
+from app.datasets import rendering
 from app.kit import handlers
 from app.kit.database import DEFAULT_PROJECT
 from app.kit.guards import BodyLimit, LoopbackOnly
@@ -26,6 +29,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with upstream_client() as client:
         app.state.upstream = client
         yield
+    await anyio.to_thread.run_sync(rendering.close)
 
 
 def create_app() -> FastAPI:
@@ -36,8 +40,15 @@ def create_app() -> FastAPI:
         version=version("burnish"),
         lifespan=lifespan,
     )
-    for noun in (app.datasets, app.models, app.jobs, app.chat):
-        service.include_router(noun.endpoints.router)
+    for routes in (
+        app.datasets.endpoints,
+        app.datasets.report_endpoints,
+        app.datasets.check_endpoints,
+        app.models.endpoints,
+        app.jobs.endpoints,
+        app.chat.endpoints,
+    ):
+        service.include_router(routes.router)
     handlers.install(service)
     service.add_middleware(BodyLimit, unbounded=frozenset({("POST", "/datasets")}))
     service.add_middleware(LoopbackOnly)

@@ -37,6 +37,10 @@ class Settings(BaseSettings):
     storage_url: str = Field("", description="fsspec URL of datasets and models. Empty: a directory in the home.")
 
     max_upload_bytes: PositiveInt = Field(10 * 2**30, description="Largest dataset upload, in bytes.")
+    max_decompressed_bytes: PositiveInt = Field(
+        10 * 2**30,
+        description="Most that a compressed or Parquet upload may unpack to, in bytes; small files can grow huge.",
+    )
     max_request_bytes: PositiveInt = Field(16 * 2**20, description="Largest JSON request body, in bytes.")
 
     training_slots: PositiveInt = Field(1, description="Jobs that one worker trains at the same time.")

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from app.cli.processes import COMMANDS
+from app.datasets.problems import CODES
 from app.settings import Settings
 from tests.conftest import REPOSITORY
 
@@ -63,3 +64,9 @@ def test_no_file_is_longer_than_one_reads_in_a_sitting() -> None:
         *(REPOSITORY / "demo").glob("*.py"),
     ]:
         assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_the_codes_of_problems_are_documented() -> None:
+    table = (REPOSITORY / "docs" / "formats.md").read_text()
+    documented = dict(re.findall(r"^\| `(\w+)` \| (error|warning) \|", table, re.MULTILINE))
+    assert documented == {name: code.severity for name, code in CODES.items()}

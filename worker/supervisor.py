@@ -18,11 +18,11 @@ from typing import Any
 
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
+from app.datasets.service import rows_path
 from app.datasets.tables import Dataset
 from app.jobs import attempts
 from app.jobs.spec import JobSpec, TrainerSpec
 from app.jobs.tables import Job
-from app.kit import storage
 from app.kit.database import reading, writing
 from app.kit.leases import LeaseLost
 from app.kit.processes import spawn, stop
@@ -183,8 +183,8 @@ def _trainer_spec(job: Job) -> TrainerSpec:
         spec=JobSpec.model_validate(job.spec),
         base_model=str(folder),
         chat_template=base.chat_template,
-        rows=str(storage.fetch_blob(dataset.rows_sha256)),
-        validation_rows=str(storage.fetch_blob(validation.rows_sha256)) if validation else None,
+        rows=str(rows_path(dataset)),
+        validation_rows=str(rows_path(validation)) if validation else None,
         threads=get_settings().trainer_threads,
         provenance={
             "job": job.id,

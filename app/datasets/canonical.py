@@ -1,18 +1,44 @@
-"""Canonical rows: what every format becomes and what training reads. A Parquet file with one conversation a row."""
+"""Canonical rows on disk: a Parquet file with one row a row, of the schema of its dataset's kind."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from app.datasets.turns import Row
+
 # The form of the rows. A dataset whose rows are of an older form is read again from its file.
-ROWS_VERSION = 1
-SCHEMA = pa.schema([("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])))])
+ROWS_VERSION = 2
+
+TEXT = pa.string()
+TOOL_CALL = pa.struct([("name", TEXT), ("arguments", TEXT), ("id", TEXT)])
+MESSAGE = pa.struct(
+    [
+        ("role", TEXT),
+        ("content", TEXT),
+        ("reasoning_content", TEXT),
+        ("tool_calls", pa.list_(TOOL_CALL)),
+        ("tool_call_id", TEXT),
+        ("name", TEXT),
+        ("weight", pa.int8()),
+    ]
+)
+MESSAGES = pa.list_(MESSAGE)
+# Kind → the columns of its rows.
+SCHEMAS: dict[str, pa.Schema] = {
+    "chat": pa.schema([("messages", MESSAGES), ("tools", TEXT)]),
+    "preference": pa.schema([("messages", MESSAGES), ("chosen", MESSAGES), ("rejected", MESSAGES), ("tools", TEXT)]),
+    "labels": pa.schema([("messages", MESSAGES), ("label", pa.bool_()), ("tools", TEXT)]),
+    "prompts": pa.schema([("messages", MESSAGES), ("reference", TEXT), ("tools", TEXT)]),
+    "text": pa.schema([("text", TEXT)]),
+}
 
 BATCH_ROWS = 10_000
 # Bounds what is held of long rows, in characters.
@@ -26,32 +52,29 @@ class Sink(Protocol):
 
 
 class RowsWriter:
-    """Writes conversations, batch by batch; complete when the `with` block has ended without an error."""
+    """Writes rows of one kind, batch by batch; complete when the `with` block has ended without an error."""
 
-    def __init__(self, sink: Sink) -> None:
-        # Roles repeat, contents hardly do: a dictionary of them costs time and saves nothing.
-        self._file = pq.ParquetWriter(sink, SCHEMA, compression="zstd", use_dictionary=["messages.list.element.role"])
-        self._turns: list[tuple[str, str]] = []
-        self._offsets, self._characters = [0], 0
+    def __init__(self, sink: Sink, kind: str) -> None:
+        self._schema = SCHEMAS[kind]
+        # Dictionaries cost time, and save nothing but where values repeat; roles do.
+        self._file = pq.ParquetWriter(sink, self._schema, compression="zstd", use_dictionary=ROLES.get(kind, False))
+        self._rows: list[Row] = []
+        self._characters = 0
 
-    def append(self, conversation: Sequence[tuple[str, str]]) -> None:
-        """Adds one row, of (role, content) pairs."""
-        self._turns += conversation
-        self._offsets.append(len(self._turns))
-        for _, content in conversation:
-            self._characters += len(content)
-        if len(self._offsets) > BATCH_ROWS or self._characters > BATCH_CHARACTERS:
+    def append(self, row: Row, characters: int) -> None:
+        """Adds one row of this many characters."""
+        self._rows.append(row)
+        self._characters += characters
+        if len(self._rows) >= BATCH_ROWS or self._characters > BATCH_CHARACTERS:
             self._write_batch()
 
     def _write_batch(self) -> None:
-        roles, contents = zip(*self._turns, strict=True) if self._turns else ((), ())
-        turns = pa.StructArray.from_arrays(
-            [pa.array(roles, pa.string()), pa.array(contents, pa.string())],
-            fields=list(SCHEMA.field(0).type.value_type),
-        )
-        messages = pa.ListArray.from_arrays(pa.array(self._offsets, pa.int32()), turns, type=SCHEMA.field(0).type)
-        self._file.write_batch(pa.record_batch([messages], schema=SCHEMA))
-        self._turns, self._offsets, self._characters = [], [0], 0
+        columns = [
+            pa.array(msgspec.to_builtins([getattr(row, field.name) for row in self._rows]), field.type)
+            for field in self._schema
+        ]
+        self._file.write_batch(pa.record_batch(columns, schema=self._schema))
+        self._rows, self._characters = [], 0
 
     def __enter__(self) -> RowsWriter:
         return self
@@ -59,13 +82,25 @@ class RowsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and self._turns:
+        if kind is None and self._rows:
             self._write_batch()
         self._file.close()
 
 
-def read_rows(path: Path) -> Iterator[list[dict[str, Any]]]:
-    """Yields the rows of a file in order, each a list of `{"role", "content"}`, in bounded memory."""
+ROLES = {
+    "chat": ["messages.list.element.role"],
+    "labels": ["messages.list.element.role"],
+    "prompts": ["messages.list.element.role"],
+    "preference": [f"{column}.list.element.role" for column in ("messages", "chosen", "rejected")],
+}
+
+
+def read_rows(path: Path, start: int = 0) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a file in order from number `start` (counted from 0), in bounded memory."""
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1000):
-            yield from batch.column(0).to_pylist()
+        first, groups = 0, list(range(file.num_row_groups))
+        while groups and first + file.metadata.row_group(groups[0]).num_rows <= start:
+            first += file.metadata.row_group(groups.pop(0)).num_rows
+        batches = file.iter_batches(batch_size=1000, row_groups=groups) if groups else iter(())
+        rows = (row for batch in batches for row in batch.to_pylist())
+        yield from islice(rows, start - first, None)

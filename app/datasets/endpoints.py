@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
 
 from app.datasets import service
 from app.datasets.schemas import DatasetOut, dataset_out, upload_openapi
@@ -14,10 +16,16 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
 
 
 @router.post(
-    "", status_code=201, summary="Upload a dataset", responses=errors(400, 413, 422), openapi_extra=upload_openapi()
+    "",
+    status_code=201,
+    summary="Upload a dataset",
+    responses={200: {"model": DatasetOut, "description": "The dataset that is there."}, **errors(400, 413, 422)},
+    openapi_extra=upload_openapi(),
 )
-async def create_dataset(request: Request, project: ProjectId) -> DatasetOut:
-    return dataset_out(await service.upload(project, request))
+async def create_dataset(request: Request, response: Response, project: ProjectId) -> DatasetOut:
+    dataset, is_new = await service.upload(project, request)
+    response.status_code = 201 if is_new else 200
+    return dataset_out(dataset)
 
 
 @router.get("", summary="List datasets", responses=errors(422))
@@ -29,6 +37,17 @@ def list_datasets(project: ProjectId, page: PageQuery) -> Page[DatasetOut]:
 @router.get("/{id}", summary="Get a dataset", responses=errors(404))
 def get_dataset(id: str, project: ProjectId) -> DatasetOut:
     return dataset_out(service.get(project, id))
+
+
+@router.get("/{id}/rows", summary="List canonical rows", responses=errors(404, 422))
+def list_rows(
+    id: str,
+    project: ProjectId,
+    limit: Annotated[int, Query(ge=1, le=1000, description="How many at most.")] = 20,
+    after: Annotated[int, Query(ge=-1, le=2**53, description="A row's number: what follows it.")] = -1,
+) -> Page[dict[str, Any]]:
+    rows, more = service.rows(project, id, after, limit)
+    return Page(data=rows, has_more=more)
 
 
 @router.delete("/{id}", status_code=204, summary="Delete a dataset", responses=errors(404, 409))

@@ -1,105 +1,155 @@
-"""Reads an uploaded file: container → rows → checks → canonical rows, in one pass and bounded memory."""
+"""A file read row by row: container → typed rows → canonical rows, each checked, in one pass and bounded memory."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
-from app.datasets import containers
-from app.datasets.canonical import RowsWriter
-from app.datasets.containers import Unreadable
-from app.datasets.formats import FORMATS, Format, other_kind, recognise
-from app.datasets.formats.checks import BadRow, kind_of, shown
-from app.kit.errors import InvalidValue
-from app.kit.uploads import HashedFile
+import msgspec
+import orjson
 
-MAX_PROBLEMS = 100
+from app.datasets.checks import CHECKS
+from app.datasets.containers import Container, Unreadable, Value, explain
+from app.datasets.explaining import explain as explain_type
+from app.datasets.explaining import find, kind_of, shown
+from app.datasets.formats import recognise
+from app.datasets.formats.layout import BadRow, Place, Reader
+from app.datasets.problems import Problem, problem
+from app.datasets.turns import Row
 
-
-class Canonical(NamedTuple):
-    """What a file was read into."""
-
-    format: Format
-    rows: int
-    sha256: str
+# Containers whose values are all text: "true" and "1" are read as what they say.
+UNTYPED = {"csv", "tsv"}
 
 
-class Problems:
-    """What is wrong with the rows: the first hundred, and how many there are."""
+class Options(NamedTuple):
+    """How a file is to be read: an upload's fields of these names."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.first: list[dict[str, Any]] = []
-
-    def add(self, line: int | None, path: str | None, message: str) -> None:
-        self.count += 1
-        if len(self.first) < MAX_PROBLEMS:
-            self.first.append({"line": line, "path": path, "message": message})
+    format: str
+    kind: str
+    columns: dict[str, str]
+    tags: dict[str, str]
+    on_bad_rows: str
 
 
-def read(source: Path, target: Path, asked: str) -> Canonical:
-    """Reads `source` in the format `asked` (`auto`: that of its first object) and writes its canonical rows to `target`.
+class Read(NamedTuple):
+    """One row: its line, what the container holds there, and what it becomes. `doubled` is the path of a user's turn
+    that follows another one, if there is any. `final`: what follows in the file cannot be read, nor counted."""
 
-    Raises `InvalidValue` with `problems` where a row cannot be trained on, or where there is none.
-    """
-    chosen, total, problems = FORMATS.get(asked), 0, Problems()
-    file = HashedFile(target)
+    line: int
+    value: Value
+    row: Row | Problem
+    doubled: str | None = None
+    final: bool = False
+
+
+class RowReader:
+    """Iterates, once, over the rows of a container. `reader` is None until the first object has been seen, and for ever where no
+    format knows it; then the last `Read` says so, without a line."""
+
+    def __init__(self, container: Container, options: Options) -> None:
+        self.container, self._rows = container
+        self._options = options
+        self.reader: Reader | None = None
+        self._decode_canonical: Callable[[bytes], Row] | None = None
+
+    def __iter__(self) -> Iterator[Read]:
+        for line, value in self._rows:
+            if self.reader is None and not isinstance(value, Unreadable):
+                plain = _plain(value)
+                if isinstance(plain, dict) and not self._recognise(plain):
+                    yield Read(line, value, _unrecognised(line, plain))
+                    return
+            yield self._read(line, value)
+
+    def _recognise(self, row: dict[str, Any]) -> bool:
+        options = self._options
+        found = recognise(row, options.format, options.kind, options.columns, options.tags)
+        if found is None:
+            return False
+        self.reader, self._layout = found
+        self._shape = self.reader.shape(self._layout)
+        self._decode = msgspec.json.Decoder(self._shape).decode
+        self._check = CHECKS[self.reader.kind]
+        if self.reader.canonical:
+            self._decode_canonical = msgspec.json.Decoder(self.reader.canonical(self._layout)).decode
+        return True
+
+    def _read(self, line: int, value: Value) -> Read:
+        if isinstance(value, Unreadable):
+            return Read(line, value, problem(line, value.code, value.message, hint=value.hint), final=value.final)
+        if self.reader is None:
+            return Read(line, value, _not_an_object(line, value))
+        if self._decode_canonical and isinstance(value, bytes):
+            try:
+                row = self._decode_canonical(value)
+                if self._check(row) is None:
+                    return Read(line, value, row)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadRow):
+                pass  # read in full, which says what is wrong
+        try:
+            return self._typed(line, value, self._decode(value) if isinstance(value, bytes) else self.convert(value))
+        except msgspec.ValidationError as error:
+            return Read(line, value, _mismatch(line, value, error))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            wrong = explain(value) if isinstance(value, bytes) else Unreadable("too_deep", "nests too deeply")
+            return Read(line, value, problem(line, wrong.code, wrong.message, hint=wrong.hint))
+
+    def convert(self, row: Any) -> Any:
+        """A row in plain Python as its format's type. Raises `msgspec.ValidationError`."""
+        return msgspec.convert(row, self._shape, strict=self.container not in UNTYPED)
+
+    def _typed(self, line: int, value: bytes | dict[str, Any], typed: Any) -> Read:
+        assert self.reader is not None
+        try:
+            row = self.reader.read(typed, self._layout)
+            doubled = self._check(row)
+        except BadRow as bad:
+            path = self._path(typed, bad.path) if isinstance(bad.path, Place) else bad.path
+            found = shown(find(_plain(value), path)) if path and bad.code != "wrong_order" else None
+            return Read(line, value, problem(line, bad.code, bad.message, path, found, bad.expected))
+        if doubled is None:
+            return Read(line, value, row)
+        return Read(line, value, row, self._path(typed, Place("messages", doubled, False)))
+
+    def _path(self, typed: Any, place: Place) -> str | None:
+        assert self.reader is not None
+        if place.number < 0:
+            return self._layout.keys.get(place.part)
+        return self.reader.place(typed, self._layout, place)
+
+    def mended(self, value: Value, mend: Callable[..., Any]) -> Any | None:
+        """The row in plain Python as `mend(value, convert)` makes it, where it can be trained on then."""
+        if self.reader is None or isinstance(value, Unreadable):
+            return None
+        row = mend(value, self.convert)
+        if row is None or isinstance(self._typed(0, row, self.convert(row)).row, Problem):
+            return None
+        return row
+
+
+def _plain(value: Value) -> Any:
+    """A row in plain Python; None where it is none."""
+    if not isinstance(value, bytes):
+        return value
     try:
-        with RowsWriter(file) as writer:
-            for line, value in containers.rows(source):
-                total += 1
-                if type(value) is not dict:
-                    problems.add(line, None, _not_a_row(value))
-                    continue
-                chosen = chosen or _recognised(line, value)
-                try:
-                    writer.append(chosen.read(value))
-                except BadRow as bad:
-                    problems.add(line, bad.path, bad.message)
-        if problems.count or not total or chosen is None:
-            _refuse(source, total, problems)
-        file.sync()
-    finally:
-        file.close()
-    return Canonical(chosen, total, file.sha256)
+        return orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return None
 
 
-def _not_a_row(value: Any) -> str:
-    return str(value) if type(value) is Unreadable else f"a row must be an object, is {kind_of(value)}"
+def _not_an_object(line: int, value: bytes | dict[str, Any]) -> Problem:
+    plain = _plain(value)
+    if plain is None and value != b"null":
+        wrong = explain(value) if isinstance(value, bytes) else Unreadable("too_deep", "nests too deeply")
+        return problem(line, wrong.code, wrong.message, hint=wrong.hint)
+    return problem(line, "not_an_object", f"must be an object, is {kind_of(plain)}", None, shown(plain), "an object")
 
 
-def _refuse(source: Path, total: int, problems: Problems) -> NoReturn:
-    if not problems.count:
-        message = "The file has no rows." if source.stat().st_size else "The file is empty."
-        problems.add(None, None, message)
-        hint = "Send JSONL, one object a line, or a JSON array of objects."
-    else:
-        first = problems.first[0]
-        where = f"line {first['line']}" + (f", {first['path']}" if first["path"] else "")
-        message = f"{problems.count} of {total} rows cannot be trained on; the first: {where}: {first['message']}."
-        hint = "Mend or remove the rows in 'problems', then upload the file again. Nothing was stored."
-    raise _bad_rows(message, problems, hint)
+def _mismatch(line: int, value: bytes | dict[str, Any], error: Exception) -> Problem:
+    found = explain_type(error, _plain(value))
+    return problem(line, found.code, found.message, found.path, found.found, found.expected)
 
 
-def _recognised(line: int, row: dict[str, Any]) -> Format:
-    """The row's format. Raises `InvalidValue` that says what was found, and what is expected."""
-    if found := recognise(row):
-        return found
-    problems, expected = Problems(), "; ".join(f"{made.name}: {made.expects}" for made in FORMATS.values())
-    if other := other_kind(row):
-        key, kind = other
-        problems.add(line, key, f"{kind} are not supported yet")
-        message = f"Line {line} has '{key}': {kind} are not supported yet."
-        hint = f"To read the rows as plain chat all the same, name the format. Expected is {expected}."
-    else:
-        keys = ", ".join(shown(key) for key in list(row)[:10]) or "no keys"
-        problems.add(line, None, f"is of no known format; it has {keys}")
-        message = f"The format was not recognised: line {line} has {keys}."
-        hint = f"Expected is {expected}."
-    raise _bad_rows(message, problems, hint)
-
-
-def _bad_rows(message: str, problems: Problems, hint: str) -> InvalidValue:
-    return InvalidValue(
-        message, param="file", code="bad_rows", hint=hint, problems=problems.first, problem_count=problems.count
-    )
+def _unrecognised(line: int, row: dict[str, Any]) -> Problem:
+    keys = ", ".join(shown(key) for key in list(row)[:10]) or "no keys"
+    return problem(line, "unknown_format", f"is of no known format; it has {keys}", None, keys)

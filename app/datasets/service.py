@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+import hashlib
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from fastapi import Request
 from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
 from pydantic import ValidationError
-from sqlalchemy import exists, func, or_, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.datasets.canonical import ROWS_VERSION
-from app.datasets.reading import read
+from app.datasets import blobs
+from app.datasets.canonical import ROWS_VERSION, read_rows
+from app.datasets.examining import Findings, examine, write_rows
+from app.datasets.formats import TAGS, candidates, is_text_column
+from app.datasets.reading import Options
+from app.datasets.reports import keep_refused, make_report, refusal
 from app.datasets.schemas import UploadFields
 from app.datasets.tables import Dataset
 from app.files.tables import File
 from app.kit import storage
 from app.kit.database import reading, writing
-from app.kit.errors import Conflict, NotFound
+from app.kit.errors import Conflict, InvalidValue, NotFound
 from app.kit.handlers import from_validation
 from app.kit.ids import new_id
 from app.kit.pagination import Paging, newest_first
 from app.kit.references import references
-from app.kit.uploads import Upload, receive
+from app.kit.uploads import HashedFile, Upload, receive
 
 DEFAULT_NAME = "dataset"
 
 
-async def upload(project_id: str, request: Request) -> Dataset:
-    """Receives a file and makes a dataset of it; the answer is final, and a refusal leaves nothing behind.
+async def upload(project_id: str, request: Request) -> tuple[Dataset, bool]:
+    """Receives a file and makes a dataset of it; the answer is final. The same bytes under the same options are the same
+    dataset: returns it, and whether it is new. A file that is refused is kept with its report for a day.
 
     Raises what `kit.uploads.receive` does, and `InvalidValue` for a wrong field or rows that cannot be trained on.
     """
@@ -37,13 +45,15 @@ async def upload(project_id: str, request: Request) -> Dataset:
         return await run_in_threadpool(_create, project_id, received, folder)
 
 
-def _create(project_id: str, received: Upload, folder: Path) -> Dataset:
+def _create(project_id: str, received: Upload, folder: Path) -> tuple[Dataset, bool]:
     try:
         fields = UploadFields.model_validate(received.fields)
     except ValidationError as error:
         raise from_validation([{**problem, "loc": ("form", *problem["loc"])} for problem in error.errors()]) from None
-    rows = read(folder / "file", folder / "rows", fields.format)
-    filename = received.filename or DEFAULT_NAME
+    options = fields.options()
+    _check_options(options)
+    filename = received.filename or fields.name or DEFAULT_NAME
+    findings = examine(folder / "file", filename, options, folder)
     file = File(
         id=new_id("file"),
         project_id=project_id,
@@ -52,24 +62,92 @@ def _create(project_id: str, received: Upload, folder: Path) -> Dataset:
         sha256=received.sha256,
         bytes=received.bytes,
     )
+    report = make_report(file, options, findings, folder)
+    if findings.refused or findings.reader is None:
+        keep_refused(report, folder)
+        raise refusal(report, findings.refused or "The file has no rows.")
     dataset = Dataset(
         id=new_id("ds"),
         project_id=project_id,
         name=fields.name or filename,
-        kind=rows.format.kind,
-        format=rows.format.name,
-        rows=rows.rows,
+        kind=findings.reader.kind,
+        format=findings.reader.format,
+        container=findings.container,
+        identity=_identity(received.sha256, findings, options),
+        rows=findings.rows - findings.bad_rows,
+        statistics=findings.statistics,
         file=file,
-        rows_sha256=rows.sha256,
-        rows_version=ROWS_VERSION,
+        report=report,
         meta={},
     )
     with writing() as session:
-        _hold_blobs(session, received.sha256, rows.sha256)
-        storage.put_blob(folder / "file", received.sha256)
-        storage.put_blob(folder / "rows", rows.sha256)
+        blobs.hold(session, *blobs.of(report))
+        there = select(Dataset).where(Dataset.project_id == project_id, Dataset.identity == dataset.identity)
+        if found := session.scalars(there).one_or_none():
+            return found, False
+        blobs.put(report, folder)
         session.add(dataset)
-    return dataset
+    return dataset, True
+
+
+def _check_options(options: Options) -> None:
+    """Raises `InvalidValue` where no format has all that is asked for."""
+    for param, names in (("columns", options.columns), ("tags", TAGS | options.tags if options.tags else {})):
+        if len(set(names.values())) < len(names):
+            raise InvalidValue(
+                f"Two of '{param}' have the same name.", param=param, hint="Give each a name of its own."
+            )
+    if any(candidates(options.format, options.kind, options.columns, options.tags)) or is_text_column(*options[:3]):
+        return
+    if not any(candidates(options.format, options.kind, {}, {})):
+        raise InvalidValue(
+            f"The format '{options.format}' has no rows of kind '{options.kind}'.",
+            param="kind",
+            hint="docs/formats.md lists what each format has.",
+        )
+    raise InvalidValue(
+        f"No format has the columns {', '.join(sorted(options.columns)) or 'given'} together"
+        + (" with 'tags', which are ShareGPT's." if options.tags else "."),
+        param="columns" if options.columns else "tags",
+        hint="docs/formats.md lists the columns of each format.",
+    )
+
+
+def _identity(sha256: str, findings: Findings, options: Options) -> str:
+    """The same for the same bytes read in the same way, however the options say so."""
+    assert findings.reader is not None
+    ways = [findings.reader.format, findings.reader.kind, sorted(options.columns.items()), sorted(options.tags.items())]
+    return hashlib.sha256(repr([sha256, *ways]).encode()).hexdigest()
+
+
+def rows_path(dataset: Dataset) -> Path:
+    """The local file of a dataset's canonical rows, which is made from its file where it is not there yet. Blocks."""
+    with reading() as session:
+        now = session.get(Dataset, dataset.id)
+    if now is None:
+        raise not_found(dataset.id)
+    if now.rows_sha256 is not None and now.rows_version == ROWS_VERSION:
+        return storage.fetch_blob(now.rows_sha256)
+    with storage.incoming() as folder:
+        source, file = storage.fetch_blob(now.file.sha256), HashedFile(folder / "rows")
+        try:
+            write_rows(source, now.file.filename, Options(**now.report.options), file)
+            file.sync()
+        finally:
+            file.close()
+        with writing() as session:
+            blobs.hold(session, file.sha256)
+            row = find(session, now.project_id, now.id, lock=True)
+            storage.put_blob(folder / "rows", file.sha256)
+            row.rows_sha256, row.rows_version = file.sha256, ROWS_VERSION
+    return storage.fetch_blob(file.sha256)
+
+
+def rows(project_id: str, dataset_id: str, after: int, limit: int) -> tuple[list[dict[str, Any]], bool]:
+    """Canonical rows after number `after`, each with its number, and whether there are more. Raises `NotFound`."""
+    start = after + 1
+    found = list(islice(read_rows(rows_path(get(project_id, dataset_id)), start), limit + 1))
+    return [{"row": start + number, **row} for number, row in enumerate(found[:limit])], len(found) > limit
 
 
 def get(project_id: str, dataset_id: str) -> Dataset:
@@ -116,29 +194,11 @@ def delete(project_id: str, dataset_id: str) -> None:
                 code="in_use",
                 hint="Wait until the job has ended, or cancel it, then try again.",
             )
-        file = dataset.file
+        report = dataset.report
+        released = [*blobs.of(report), *([dataset.rows_sha256] if dataset.rows_sha256 else [])]
         session.delete(dataset)
         session.flush()
-        if not session.scalar(select(exists().where(Dataset.file_id == file.id))):
-            session.delete(file)
-    _release_blobs(file.sha256, dataset.rows_sha256)
-
-
-def _release_blobs(*hashes: str) -> None:
-    """Deletes the blobs that no row refers to any more."""
-    with writing() as session:
-        _hold_blobs(session, *hashes)
-        for sha256 in hashes:
-            used = or_(exists().where(File.sha256 == sha256), exists().where(Dataset.rows_sha256 == sha256))
-            if not session.scalar(select(used)):
-                storage.delete_blob(sha256)
-
-
-def _hold_blobs(session: Session, *hashes: str) -> None:
-    """Until the transaction ends nobody else stores or deletes these blobs: else one could vanish between an upload that
-    finds it there and the row that refers to it. SQLite's write lock does that by itself."""
-    if session.get_bind().dialect.name == "sqlite":
-        return
-    # In one order for all, so that two holders never wait for each other.
-    for sha256 in sorted(set(hashes)):
-        session.execute(select(func.pg_advisory_xact_lock(int(sha256[:15], 16))))
+        session.delete(report)
+        session.flush()
+        session.delete(report.file)
+    blobs.release(*released)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from app.jobs.lifecycle import Status
-from app.jobs.spec import Deploy, Hyperparameters, JobSpec, Lora, Validation
+from app.jobs.spec import Check, Deploy, Hyperparameters, JobSpec, Lora, Validation
 from app.jobs.tables import Event, Job
 from app.kit.wire import Failure, Metadata, Name, Reference
 
@@ -64,6 +64,7 @@ class JobOut(BaseModel):
     method: Lora
     hyperparameters: Hyperparameters
     validation: Validation | None
+    check: Check = Field(default_factory=Check)  # jobs made before there was one have the default
     deploy: Deploy
     progress: Progress | None
     attempts: list[AttemptOut]

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from app.datasets.tables import Dataset
 from app.jobs.lifecycle import ENDED, add_event, move
 from app.jobs.schemas import JobCreate
-from app.jobs.spec import JobSpec, auto_learning_rate
+from app.jobs.spec import JobSpec, auto_epochs, auto_learning_rate
 from app.jobs.tables import Event, Job, Metric
 from app.kit import references
 from app.kit.database import reading, writing
@@ -36,7 +36,7 @@ def create(project_id: str, request: JobCreate) -> Job:
             _dataset(session, project_id, validation, "validation.dataset")
         for rule in RULES:
             rule(spec, base, dataset)
-        _resolve(request, spec, base)
+        _resolve(request, spec, base, dataset)
         job = Job(
             id=new_id("job"),
             project_id=project_id,
@@ -166,11 +166,15 @@ RULES: tuple[Callable[[JobSpec, Model, Dataset], None], ...] = (
 )
 
 
-def _resolve(request: JobCreate, spec: JobSpec, base: Model) -> None:
-    """Writes out the defaults that depend on the base model."""
+def _resolve(request: JobCreate, spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    """Writes out the defaults that depend on the base model or the rows."""
     parameters = spec.hyperparameters
+    if parameters.epochs == "auto":
+        parameters.epochs = auto_epochs(dataset.rows)
     if parameters.learning_rate == "auto":
         parameters.learning_rate = auto_learning_rate(base.facts["hidden_size"])
+    if spec.validation and spec.validation.fraction and spec.validation.seed is None:
+        spec.validation.seed = parameters.seed
     if "max_length" not in request.hyperparameters.model_fields_set and base.facts.get("max_length"):
         parameters.max_length = min(parameters.max_length, base.facts["max_length"])
 

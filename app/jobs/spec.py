@@ -28,7 +28,7 @@ class Lora(Strict):
 class Hyperparameters(Strict):
     """How the optimiser runs. `batch_size` counts rows per optimiser step."""
 
-    epochs: float = Field(3.0, gt=0, le=1000)
+    epochs: Annotated[float, Field(gt=0, le=1000)] | Literal["auto"] = "auto"
     max_steps: int | None = Field(None, ge=1, le=10_000_000)
     learning_rate: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"
     batch_size: int = Field(16, ge=1, le=4096)
@@ -40,15 +40,18 @@ class Hyperparameters(Strict):
 
 
 class Validation(Strict):
-    """Held-out rows: a dataset of their own, or a share of the training rows chosen by the seed."""
+    """Held-out rows: a dataset of their own, or a share of the training rows chosen by the seed (None: the job's)."""
 
     dataset: str | None = None
     fraction: float | None = Field(None, gt=0, le=0.5)
+    seed: int | None = Field(None, ge=0, le=2**32 - 1)
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Validation:
         if (self.dataset is None) == (self.fraction is None):
             raise ValueError("give either 'dataset' or 'fraction'")
+        if self.seed is not None and self.fraction is None:
+            raise ValueError("'seed' goes with 'fraction'")
         return self
 
 
@@ -58,6 +61,12 @@ class Deploy(Strict):
     mode: Literal["adapter", "merged", "none"] = "adapter"
 
 
+class Check(Strict):
+    """What the job's data must satisfy when it starts: which share of the rows may lose an answer's end-of-turn token."""
+
+    max_cut_share: float = Field(0.2, ge=0, le=1)
+
+
 class JobSpec(Strict):
     """Everything that decides the result, beside base model and rows. Stored with every default written out."""
 
@@ -65,6 +74,7 @@ class JobSpec(Strict):
     method: Lora = Field(default_factory=Lora)
     hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters)
     validation: Validation | None = None
+    check: Check = Field(default_factory=Check)
     deploy: Deploy = Field(default_factory=Deploy)
 
 
@@ -83,6 +93,15 @@ class TrainerSpec(Strict):
     validation_rows: str | None = None
     threads: int = 0
     provenance: dict[str, Any] = Field(default_factory=dict, description="Copied into the manifest: names and hashes.")
+
+
+def auto_epochs(rows: int) -> float:
+    """Passes over this many rows: three, and fewer where that would be more than 25,000 rows, but one at least.
+
+    Source: the default that OpenAI's cookbook gives for its fine-tuning API ("Data preparation and analysis for chat model
+    fine-tuning"). More passes over a large dataset learn it by heart; benchmarks/reviews.py shows the cost.
+    """
+    return float(max(1, min(3, 25_000 // rows)))
 
 
 def auto_learning_rate(hidden_size: int) -> float:

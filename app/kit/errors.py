@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 
 class ServiceError(Exception):
@@ -64,11 +64,17 @@ class Unavailable(ServiceError):
 
 
 class Problem(BaseModel):
-    """One thing that is wrong with an upload."""
+    """What is wrong with rows of an upload: the first problem of a code, and how many there are of it."""
 
-    line: int | None = None
-    path: str | None = None
+    code: str
+    severity: Literal["error", "warning"]
+    count: int
+    line: int | None = Field(description="Counted from 1; null: the file as a whole.")
+    path: str | None = Field(description="Where in the row.")
+    found: str | None
+    expected: str | None
     message: str
+    hint: str
 
 
 class ErrorDetail(BaseModel):
@@ -81,6 +87,7 @@ class ErrorDetail(BaseModel):
     hint: str | None = None
     problems: list[Problem] | None = None
     problem_count: int | None = None
+    report: str | None = None
 
 
 class ErrorBody(BaseModel):

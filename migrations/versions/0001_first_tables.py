@@ -126,25 +126,56 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("job_id", "number", name=op.f("pk_attempts")),
     )
     op.create_table(
+        "reports",
+        sa.Column("id", sa.String(length=40), nullable=False),
+        sa.Column("project_id", sa.String(length=40), nullable=False),
+        sa.Column("file_id", sa.String(length=40), nullable=False),
+        sa.Column("options", sa.JSON(none_as_null=True), nullable=False),
+        sa.Column("rows", sa.BigInteger(), nullable=False),
+        sa.Column("bad_rows", sa.BigInteger(), nullable=False),
+        sa.Column("repairable_rows", sa.BigInteger(), nullable=False),
+        sa.Column("complete", sa.Boolean(), nullable=False),
+        sa.Column("problems", sa.JSON(none_as_null=True), nullable=False),
+        sa.Column("rows_sha256", sa.String(length=64), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["file_id"], ["files.id"], name=op.f("fk_reports_file_id")),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_reports_project_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_reports")),
+    )
+    with op.batch_alter_table("reports", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_reports_expires_at"), ["expires_at"], unique=False)
+        batch_op.create_index(batch_op.f("ix_reports_file_id"), ["file_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_reports_project_id"), ["project_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_reports_rows_sha256"), ["rows_sha256"], unique=False)
+
+    op.create_table(
         "datasets",
         sa.Column("id", sa.String(length=40), nullable=False),
         sa.Column("project_id", sa.String(length=40), nullable=False),
         sa.Column("name", sa.String(length=200), nullable=False),
         sa.Column("kind", sa.String(length=20), nullable=False),
         sa.Column("format", sa.String(length=20), nullable=False),
+        sa.Column("container", sa.String(length=20), nullable=False),
+        sa.Column("identity", sa.String(length=64), nullable=False),
         sa.Column("rows", sa.BigInteger(), nullable=False),
+        sa.Column("statistics", sa.JSON(none_as_null=True), nullable=False),
+        sa.Column("report_id", sa.String(length=40), nullable=False),
         sa.Column("file_id", sa.String(length=40), nullable=False),
-        sa.Column("rows_sha256", sa.String(length=64), nullable=False),
-        sa.Column("rows_version", sa.Integer(), nullable=False),
+        sa.Column("rows_sha256", sa.String(length=64), nullable=True),
+        sa.Column("rows_version", sa.Integer(), nullable=True),
         sa.Column("metadata", sa.JSON(none_as_null=True), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(["file_id"], ["files.id"], name=op.f("fk_datasets_file_id")),
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_datasets_project_id")),
+        sa.ForeignKeyConstraint(["report_id"], ["reports.id"], name=op.f("fk_datasets_report_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_datasets")),
+        sa.UniqueConstraint("project_id", "identity", name=op.f("uq_datasets_project_id_identity")),
     )
     with op.batch_alter_table("datasets", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_datasets_file_id"), ["file_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_datasets_project_id"), ["project_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_datasets_report_id"), ["report_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_datasets_rows_sha256"), ["rows_sha256"], unique=False)
 
     op.create_table(
@@ -207,10 +238,18 @@ def downgrade() -> None:
     op.drop_table("engines")
     with op.batch_alter_table("datasets", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_datasets_rows_sha256"))
+        batch_op.drop_index(batch_op.f("ix_datasets_report_id"))
         batch_op.drop_index(batch_op.f("ix_datasets_project_id"))
         batch_op.drop_index(batch_op.f("ix_datasets_file_id"))
 
     op.drop_table("datasets")
+    with op.batch_alter_table("reports", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_reports_rows_sha256"))
+        batch_op.drop_index(batch_op.f("ix_reports_project_id"))
+        batch_op.drop_index(batch_op.f("ix_reports_file_id"))
+        batch_op.drop_index(batch_op.f("ix_reports_expires_at"))
+
+    op.drop_table("reports")
     op.drop_table("attempts")
     with op.batch_alter_table("models", schema=None) as batch_op:
         batch_op.drop_index("ix_models_status_lease")

@@ -19,15 +19,41 @@ Stored = Callable[[], set[str]]
 def test_upload_answers_with_the_dataset(client: httpx.Client, upload: Upload) -> None:
     content = jsonl([ROW, ROW])
     made = upload(content, name="rows").json()
-    assert made | {"id": "", "created_at": ""} == {
+    assert made | {"id": "", "report": "", "created_at": ""} == {
         "id": "",
         "object": "dataset",
         "name": "rows",
         "kind": "chat",
         "format": "alpaca",
+        "container": "jsonl",
+        "columns": {},
+        "tags": {},
+        "on_bad_rows": "reject",
         "rows": 2,
+        "dropped_rows": 0,
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
+        "report": "",
+        "statistics": {
+            "turns": 4,
+            "characters": 36,
+            "repeats": 1,
+            "labels": {"Hello": 2},
+            "scripts": {"Latin": 0.875, "Han": 0.125},
+        },
+        "problems": [
+            {
+                "code": "repeated_row",
+                "severity": "warning",
+                "count": 1,
+                "line": 2,
+                "path": None,
+                "found": None,
+                "expected": None,
+                "message": "repeats an earlier row",
+                "hint": "Remove it, unless it is meant to count twice.",
+            }
+        ],
         "metadata": {},
         "created_at": "",
     }
@@ -52,36 +78,61 @@ def test_unknown_dataset_is_not_found(client: httpx.Client, method: str, name: s
     assert response.json()["error"]["code"] in {"dataset_not_found", "not_found"}
 
 
+def test_the_same_bytes_under_the_same_options_are_the_same_dataset(client: httpx.Client, upload: Upload) -> None:
+    row = ROW | {"output": "twice"}
+    first, again = upload([row]), upload([row], name="other", format="alpaca")
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert again.json() == first.json()
+    other = upload([row], kind="prompts", format="alpaca")
+    assert other.status_code == 201
+    client.delete(f"/datasets/{first.json()['id']}")
+    assert upload([row]).status_code == 201
+
+
+def test_two_uploads_of_the_same_bytes_at_once_are_one_dataset(client: httpx.Client) -> None:
+    content = jsonl([ROW | {"output": "at once"}])
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: client.post("/datasets", content=content), range(16)))
+    assert sorted(response.status_code for response in made) == [200] * 15 + [201]
+    assert len({response.json()["id"] for response in made}) == 1
+
+
 def test_delete_removes_row_and_blobs(client: httpx.Client, upload: Upload, stored: Stored) -> None:
     before = stored()
-    made = upload([ROW | {"output": "only here"}]).json()
-    assert len(stored() - before) == 2
+    response = upload([ROW | {"output": "only here"}] * 7)
+    assert len(stored() - before) == 2  # the file and its problems; canonical rows follow when they are needed
+    assert len(canonical(response)) == 7
+    assert len(stored() - before) == 3
+    made = response.json()
     assert client.delete(f"/datasets/{made['id']}").status_code == 204
     assert stored() == before
     refusal(client.get(f"/datasets/{made['id']}"), 404, "dataset_not_found")
     refusal(client.delete(f"/datasets/{made['id']}"), 404, "dataset_not_found")
+    refusal(client.get(f"/reports/{made['report']}"), 404, "report_not_found")
 
 
 def test_shared_blobs_stay_until_the_last_dataset_goes(client: httpx.Client, upload: Upload, stored: Stored) -> None:
-    before = stored()
-    row = ROW | {"output": "shared by two"}
-    one, other = upload([row]).json(), upload([row]).json()
-    assert one["id"] != other["id"]
-    client.delete(f"/datasets/{one['id']}")
-    assert len(stored() - before) == 2
-    client.delete(f"/datasets/{other['id']}")
-    assert stored() == before
-
-
-def test_rows_blob_shared_by_different_files_stays(client: httpx.Client, upload: Upload, stored: Stored) -> None:
     row = ROW | {"output": "the same rows from other bytes"}
     before = stored()
-    one, other = upload([row]).json(), upload(jsonl([row]) + b"\n").json()
+    one, other = upload([row]), upload(jsonl([row]) + b"\n")
+    assert canonical(one) == canonical(other)
     assert len(stored() - before) == 3
-    client.delete(f"/datasets/{one['id']}")
+    client.delete(f"/datasets/{one.json()['id']}")
     assert len(stored() - before) == 2
-    client.delete(f"/datasets/{other['id']}")
+    client.delete(f"/datasets/{other.json()['id']}")
     assert stored() == before
+
+
+def test_rows_are_paged_in_the_file_s_order(client: httpx.Client, upload: Upload) -> None:
+    made = upload([{"instruction": f"q{number}", "output": "a"} for number in range(25)]).json()
+    first = client.get(f"/datasets/{made['id']}/rows").json()
+    rest = client.get(f"/datasets/{made['id']}/rows", params={"after": first["data"][-1]["row"]}).json()
+    assert (len(first["data"]), first["has_more"], len(rest["data"]), rest["has_more"]) == (20, True, 5, False)
+    rows = first["data"] + rest["data"]
+    assert [row["row"] for row in rows] == list(range(25))
+    assert [row["messages"][0]["content"] for row in rows] == [f"q{number}" for number in range(25)]
+    assert client.get(f"/datasets/{made['id']}/rows", params={"after": 24}).json()["data"] == []
+    refusal(client.get("/datasets/ds_0/rows"), 404, "dataset_not_found")
 
 
 def test_dataset_in_use_is_not_deleted(
@@ -103,12 +154,14 @@ def test_uploads_and_deletions_of_the_same_bytes_at_once_keep_what_is_listed(
 
     def upload_and_delete(_: int) -> httpx.Response:
         made = client.post("/datasets", content=content).json()
-        assert client.delete(f"/datasets/{made['id']}").status_code == 204
+        assert client.delete(f"/datasets/{made['id']}").status_code in (204, 404)
         return client.post("/datasets", content=content)
 
     with ThreadPoolExecutor(8) as pool:
         kept = list(pool.map(upload_and_delete, range(24)))
-    assert all(len(canonical(response)) == 1 for response in kept)
-    for response in kept:
-        client.delete(f"/datasets/{response.json()['id']}")
+    listed = client.get("/datasets", params={"limit": 1000}).json()["data"]
+    left = [each for each in kept if each.json()["id"] in {dataset["id"] for dataset in listed}]
+    assert len({each.json()["id"] for each in left}) == 1
+    assert len(canonical(left[0])) == 1
+    client.delete(f"/datasets/{left[0].json()['id']}")
     assert stored() == before

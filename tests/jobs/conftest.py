@@ -14,5 +14,5 @@ ROWS = b"\n".join(json.dumps({"instruction": f"question {n}", "output": f"answer
 def dataset(client: httpx.Client) -> str:
     """Id of a dataset of twenty rows."""
     answer = client.post("/datasets", params={"name": "rows"}, content=ROWS)
-    assert answer.status_code == 201, answer.text
+    assert answer.status_code in (200, 201), answer.text
     return str(answer.json()["id"])

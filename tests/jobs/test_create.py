@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
+from app.jobs.spec import auto_epochs
+
 
 def test_two_fields_are_enough_and_every_default_is_written_out(client: httpx.Client, dataset: str) -> None:
     answer = client.post("/jobs", json={"base_model": "demo-base", "dataset": dataset})
@@ -26,6 +28,7 @@ def test_two_fields_are_enough_and_every_default_is_written_out(client: httpx.Cl
         "weight_decay": 0,
         "seed": 42,
     }
+    assert job["check"] == {"max_cut_share": 0.2}
     assert job["deploy"] == {"mode": "adapter"}
     assert client.get(f"/jobs/{job['id']}").json() == job
 
@@ -36,6 +39,7 @@ REFUSALS: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"validation": {"dataset": "ds_none"}}, 422, "dataset_not_found", "validation.dataset"),
     ({"validation": {}}, 422, "invalid_value", "validation"),
     ({"validation": {"fraction": 0.9}}, 422, "invalid_value", "validation.fraction"),
+    ({"validation": {"dataset": "ds_none", "seed": 1}}, 422, "invalid_value", "validation"),
     ({"learning_rate": 1e-4}, 422, "unknown_field", "learning_rate"),
     ({"method": {"rank": 128}}, 422, "invalid_value", "method.rank"),
     ({"method": {"rank": 0}}, 422, "invalid_value", "method.rank"),
@@ -46,6 +50,7 @@ REFUSALS: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"hyperparameters": {"learning_rate": "fast"}}, 422, "invalid_value", "hyperparameters.learning_rate"),
     ({"hyperparameters": {"lr": 1}}, 422, "unknown_field", "hyperparameters.lr"),
     ({"hyperparameters": {"max_length": 4096}}, 422, "invalid_value", "hyperparameters.max_length"),
+    ({"check": {"max_cut_share": 2}}, 422, "invalid_value", "check.max_cut_share"),
     ({"deploy": {"mode": "nowhere"}}, 422, "invalid_value", "deploy.mode"),
     ({"stage": "dpo"}, 422, "invalid_value", "stage"),
     ({"name": "Not A Name"}, 422, "invalid_value", "name"),
@@ -76,6 +81,13 @@ def test_missing_fields_and_broken_json_say_so(client: httpx.Client) -> None:
     assert (form.status_code, form.json()["error"]["code"]) == (415, "unsupported_media_type")
 
 
+def test_the_seed_of_the_split_is_the_job_s_or_its_own(client: httpx.Client, dataset: str) -> None:
+    body = {"base_model": "demo-base", "dataset": dataset, "hyperparameters": {"seed": 7}}
+    for given, written in (({}, 7), ({"seed": 0}, 0)):
+        job = client.post("/jobs", json=body | {"validation": {"fraction": 0.5} | given}).json()
+        assert job["validation"] == {"dataset": None, "fraction": 0.5, "seed": written}
+
+
 def test_a_name_is_taken_once_also_by_two_at_the_same_time(client: httpx.Client, dataset: str) -> None:
     body = {"base_model": "demo-base", "dataset": dataset, "name": f"twice-{dataset[-6:]}"}
     answers: list[int] = []
@@ -97,3 +109,8 @@ def test_a_cancelled_job_gives_its_name_back(client: httpx.Client, dataset: str)
     first = client.post("/jobs", json=body).json()
     assert client.post(f"/jobs/{first['id']}/cancel").json()["status"] == "cancelled"
     assert client.post("/jobs", json=body).status_code == 202
+
+
+@pytest.mark.parametrize(("rows", "epochs"), [(1, 3), (8333, 3), (8334, 2), (12_500, 2), (12_501, 1), (10**9, 1)])
+def test_many_rows_are_passed_over_less_often(rows: int, epochs: float) -> None:
+    assert auto_epochs(rows) == epochs

@@ -74,7 +74,10 @@ def test_the_service_s_own_pages_may_call_it(client: httpx.Client) -> None:
 
 
 def test_a_list_pages_through_everything_once_newest_first(client: httpx.Client) -> None:
-    made = [client.post("/datasets", content=b'{"instruction": "a", "output": "b"}').json()["id"] for _ in range(5)]
+    made = [
+        client.post("/datasets", content=f'{{"instruction": "{number}", "output": "b"}}'.encode()).json()["id"]
+        for number in range(5)
+    ]
     seen: list[str] = []
     after: str | None = None
     while True:

@@ -14,16 +14,15 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
+from app.datasets.canonical import SCHEMAS
 from app.jobs.spec import TrainerSpec
 from tests.conftest import DEMO_BASE
-from worker.trainer.data.render import Message
+from worker.trainer.data.conversation import Message
 from worker.trainer.run import run
 from worker.trainer.stopping import StopSignal
 
 Event = dict[str, Any]
 Run = Callable[..., list[Event]]
-
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
 
 def chat(*turns: str, system: str | None = None) -> list[Message]:
@@ -34,7 +33,7 @@ def chat(*turns: str, system: str | None = None) -> list[Message]:
 
 
 def write_rows(path: Path, rows: list[list[Message]]) -> str:
-    pq.write_table(pa.table({"messages": pa.array(rows, type=_MESSAGES)}), path)
+    pq.write_table(pa.Table.from_pylist([{"messages": messages} for messages in rows], SCHEMAS["chat"]), path)
     return str(path)
 
 

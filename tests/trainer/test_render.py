@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
 
 from tests.trainer.conftest import chat
-from worker.trainer.data.render import ChatTemplateError, Example, Message, render
+from worker.trainer.data.conversation import Message
+from worker.trainer.data.render import ChatTemplateError, Example, render
 
 PLAIN = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -34,7 +36,8 @@ def with_template(tokenizer: Any, template: str) -> Any:
 
 
 def examples(tokenizer: Any, template: str | None, *conversations: list[Message]) -> list[list[Example]]:
-    return list(render(with_template(tokenizer, template or tokenizer.chat_template), conversations))
+    rows = [{"messages": messages, "tools": None} for messages in conversations]
+    return list(render(with_template(tokenizer, template or tokenizer.chat_template), rows))
 
 
 def learned(tokenizer: Any, example: Example) -> list[str]:
@@ -123,3 +126,151 @@ def test_a_generation_prompt_that_the_template_does_not_write_itself_is_refused(
     template = PLAIN.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
     with pytest.raises(ChatTemplateError, match="generation prompt"):
         examples(tokenizer, template, chat("a", "b"))
+
+
+# The shapes of real templates, cut down to what they do with tools, tool calls and reasoning.
+CALLS = (
+    '{% for c in m.tool_calls or [] %}<tool_call>\n{"name": "{{ c.function.name }}", '
+    '"arguments": {{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
+)
+CHATML = (
+    "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}" + CALLS + "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CHATML_MARKED = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant\n{% generation %}{{ m.content }}"
+    "{% endgeneration %}{% if m.tool_calls %}{% generation %}" + CALLS + "{% endgeneration %}{% endif %}"
+    "{% generation %}<|im_end|>{% endgeneration %}\n"
+    "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Llama 3's: content trimmed, a tool call in place of content, tools in the first user's turn, tool answers as `ipython`.
+LLAMA3 = (
+    "{% set ns = namespace(tools=tools) %}{% for m in messages %}"
+    "{% if m.tool_calls is defined %}<|im_start|>assistant\n\n"
+    '{"name": "{{ m.tool_calls[0].function.name }}", "parameters": {{ m.tool_calls[0].function.arguments | tojson }}}'
+    "<|im_end|>{% elif m.role == 'tool' %}<|im_start|>ipython\n\n{{ m.content | tojson }}<|im_end|>"
+    "{% else %}<|im_start|>{{ m.role }}\n\n{% if m.role == 'user' and ns.tools %}"
+    "{% for t in ns.tools %}{{ t | tojson(indent=4) }}{% endfor %}{% set ns.tools = none %}{% endif %}"
+    "{{ m.content | trim }}<|im_end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n\n{% endif %}"
+)
+# Qwen3's: reasoning is written in the turns after the last user's turn only, and an empty one in the last turn.
+QWEN3 = (
+    "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}"
+    "{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.index0 > ns.last and (loop.last or m.reasoning_content) %}"
+    "<think>\n{{ (m.reasoning_content or '') | trim }}\n</think>\n\n{% endif %}{{ m.content }}"
+    + CALLS
+    + "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+# As Qwen3-VL's and Gemma 3's: content is text, or a list of parts.
+PARTS = CHATML.replace(
+    "{{ m.content }}",
+    "{% if m.content is string %}STRING{{ m.content }}{% else %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}",
+)
+TOOLS = (
+    '[{"function": {"parameters": {"type": "object", "properties": {"city": {}}}, "name": "weather", "other": 1}, '
+    '"type": "function", "other": 2}]'
+)
+TOOLS_SEEN = (
+    '{"type": "function", "function": {"name": "weather", "description": null, '
+    '"parameters": {"type": "object", "properties": {"city": {}}}}}'
+)
+
+
+def turn(role: str, content: str | None = None, **fields: Any) -> Message:
+    """A canonical turn with every key, as Parquet has it."""
+    absent = ("reasoning_content", "tool_calls", "tool_call_id", "name")
+    return {"role": role, "content": content} | dict.fromkeys(absent) | {"weight": 1} | fields
+
+
+def call(city: str) -> list[dict[str, Any]]:
+    return [{"name": "weather", "arguments": f'{{"city":"{city}", "unit": "°C"}}', "id": "call_1"}]
+
+
+ASKED = turn("user", "How is it in Oslo?")
+CALLED = [
+    ASKED,
+    turn("assistant", None, tool_calls=call("Oslo")),
+    turn("tool", "Rain.", tool_call_id="call_1", name="w"),
+]
+TALK = [*CALLED, turn("assistant", "It rains.")]
+OSLO = '{"city": "Oslo", "unit": "°C"}'
+
+
+def rendered(tokenizer: Any, template: str, messages: list[Message], tools: str | None = None) -> list[Example]:
+    [found] = render(with_template(tokenizer, template), [{"messages": messages, "tools": tools}])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("template", "learned_call"),
+    [
+        (CHATML, f'<tool_call>\n{{"name": "weather", "arguments": {OSLO}}}\n</tool_call><|im_end|>'),
+        (CHATML_MARKED, f'<tool_call>\n{{"name": "weather", "arguments": {OSLO}}}\n</tool_call><|im_end|>'),
+        (LLAMA3, f'{{"name": "weather", "parameters": {OSLO}}}<|im_end|>'),
+    ],
+    ids=["chatml", "marked in pieces", "llama 3"],
+)
+def test_tool_calls_are_learned_and_tool_answers_are_not(tokenizer: Any, template: str, learned_call: str) -> None:
+    [example] = rendered(tokenizer, template, TALK)
+    assert learned(tokenizer, example) == [learned_call, "It rains.<|im_end|>"]
+
+
+def test_reasoning_is_learned_where_the_template_writes_it(tokenizer: Any) -> None:
+    thought = turn("assistant", "Dry.", reasoning_content="Hm, 3 °C.")
+    first, second = rendered(tokenizer, QWEN3, [*TALK, turn("user", "And now?"), thought])[-2:]
+    assert learned(tokenizer, first)[-1] == "<think>\n\n</think>\n\nIt rains.<|im_end|>"
+    assert learned(tokenizer, second) == ["<think>\nHm, 3 °C.\n</think>\n\nDry.<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    "template", [CHATML, CHATML_MARKED, LLAMA3, QWEN3], ids=["chatml", "marked", "llama 3", "qwen 3"]
+)
+def test_a_turn_of_weight_0_is_shown_and_not_learned(tokenizer: Any, template: str) -> None:
+    messages = [ASKED, turn("assistant", "Snow?", weight=0), turn("user", "Sure?"), turn("assistant", "Rain.")]
+    examples = rendered(tokenizer, template, messages)
+    assert [text.removeprefix("<think>\n\n</think>\n\n") for e in examples for text in learned(tokenizer, e)] == [
+        "Rain.<|im_end|>"
+    ]
+    assert "Snow?" in tokenizer.decode(examples[0].token_ids)
+
+
+def test_a_conversation_of_weight_0_alone_has_no_example(tokenizer: Any) -> None:
+    assert rendered(tokenizer, CHATML, [ASKED, turn("assistant", "Snow.", weight=0)]) == []
+
+
+def test_tools_are_shown_as_the_engine_shows_them(tokenizer: Any) -> None:
+    [example] = rendered(tokenizer, CHATML, TALK, TOOLS)
+    assert tokenizer.decode(example.token_ids).startswith(f"<|im_start|>system\n{TOOLS_SEEN}\n<|im_end|>\n")
+
+
+def test_a_template_that_loops_over_content_gets_parts(tokenizer: Any) -> None:
+    [example] = rendered(tokenizer, PARTS, TALK)
+    text = tokenizer.decode(example.token_ids)
+    assert text.count("STRING") == 1  # a tool's answer stays a string
+    assert "STRINGRain." in text
+    assert learned(tokenizer, example)[1] == "It rains.<|im_end|>"
+    assert learned(tokenizer, example)[0].startswith("<tool_call>")
+
+
+def test_absent_keys_are_left_out(tokenizer: Any) -> None:
+    template = PLAIN.replace("{{ m['content'] }}", "{{ m.keys() | list | join(' ') }}")
+    messages = [
+        turn("user", "a", name="Ann"),
+        turn("assistant", tool_calls=call("x")),
+        turn("tool", "b"),
+        turn("assistant", "c"),
+    ]
+    [example] = rendered(tokenizer, template, messages)
+    text = tokenizer.decode(example.token_ids)
+    assert re.findall(r"\n(role .*?)<", text) == [
+        "role content name",
+        "role content tool_calls",
+        "role content",
+        "role content",
+    ]

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.trainer.conftest import Run, chat, write_rows
+from worker.trainer.data.conversation import Message
 from worker.trainer.failures import Failure
 
 
@@ -144,14 +145,34 @@ def test_an_unknown_target_module_is_named(train: Run) -> None:
 
 
 def test_long_rows_are_cut_and_counted_and_rows_without_loss_dropped(train: Run, tmp_path: Path) -> None:
-    fitting, cut = [chat("a", "b")] * 5, [chat("a", "long " * 90)] * 2
-    lost, silent = [chat("long " * 90, "b")] * 3, [chat("a")]
     events = train(
-        rows=write_rows(tmp_path / "some.parquet", fitting + cut + lost + silent), hyperparameters={"max_length": 64}
+        rows=write_rows(tmp_path / "some.parquet", some_rows()),
+        hyperparameters={"max_length": 64},
+        check={"max_cut_share": 0.46},
     )
     [started] = of_type(events, "started")
-    assert (started["rows"], started["cut_rows"], started["dropped_rows"]) == (7, 5, 4)
-    assert [warning["message"][0] for warning in of_type(events, "warning")] == ["5", "4"]
+    assert (started["rows"], started["cut_rows"], started["cut_ends"], started["dropped_rows"]) == (7, 6, 5, 4)
+    assert 0 < started["tokens_lost"] < 5 * 200
+    cut, dropped = (warning["message"] for warning in of_type(events, "warning"))
+    assert cut.startswith("6 rows were longer than max_length (64 tokens)")
+    assert f"{started['tokens_lost']} tokens in all; in 5 of them" in cut
+    assert dropped.startswith("4 ")
+
+
+def some_rows() -> list[list[Message]]:
+    """Eleven rows, of which six are longer than 64 tokens: two lose half of their answer, three all of it, one nothing of it."""
+    fitting, cut = [chat("a", "b")] * 4, [chat("a", "long " * 90)] * 2
+    lost, silent = [chat("long " * 90, "b")] * 3, [chat("a")]
+    return [*fitting, *cut, *lost, *silent, chat("a", "b", "long " * 90)]
+
+
+def test_a_job_whose_answers_lose_their_ends_fails_its_check(train: Run, tmp_path: Path) -> None:
+    with pytest.raises(
+        Failure, match=r"45\.5% of the rows .*max_length \(64 tokens\).*max_cut_share \(20\.0%\)"
+    ) as caught:
+        train(rows=write_rows(tmp_path / "some.parquet", some_rows()), hyperparameters={"max_length": 64})
+    assert caught.value.code == "data_check_failed"
+    assert "check.max_cut_share" in caught.value.hint
 
 
 def test_rows_of_which_none_has_loss_fail(train: Run, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 
 from worker.reconcilers.expired_leases import requeue_expired
+from worker.reconcilers.expired_reports import remove_expired_reports
 from worker.reconcilers.leftovers import remove_leftovers
 from worker.reconcilers.read_messages import sweep_read_messages
 from worker.reconcilers.unseen_work import wake_for_unseen_work
@@ -16,6 +17,7 @@ RECONCILERS: tuple[Callable[[], None], ...] = (
     requeue_expired,
     wake_for_unseen_work,
     sweep_read_messages,
+    remove_expired_reports,
     remove_leftovers,
 )
 

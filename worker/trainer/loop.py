@@ -47,7 +47,7 @@ class Outcome:
 
 def count_steps(examples: int, settings: Hyperparameters) -> int:
     """Optimiser steps of a run: `epochs` passes, an incomplete last batch counted, or `max_steps` if that is fewer."""
-    steps = math.ceil(settings.epochs * math.ceil(examples / settings.batch_size))
+    steps = math.ceil(float(settings.epochs) * math.ceil(examples / settings.batch_size))
     return min(steps, settings.max_steps or steps)
 
 

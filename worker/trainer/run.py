@@ -34,13 +34,13 @@ FAULT = "This is a fault of the service, not of the job."
 
 
 def read_spec(path: Path) -> TrainerSpec:
-    """Raises `Failure` where the file is no `TrainerSpec` with a learning rate in numbers."""
+    """Raises `Failure` where the file is no `TrainerSpec` with epochs and a learning rate in numbers."""
     try:
         spec = TrainerSpec.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise Failure("trainer_error", f"The spec {path} cannot be read: {error}", FAULT) from error
-    if spec.spec.hyperparameters.learning_rate == "auto":
-        raise Failure("trainer_error", "The spec's learning_rate is still 'auto'.", FAULT)
+    if "auto" in (spec.spec.hyperparameters.learning_rate, spec.spec.hyperparameters.epochs):
+        raise Failure("trainer_error", "The spec's learning_rate or epochs is still 'auto'.", FAULT)
     return spec
 
 
@@ -55,6 +55,7 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
     emit("phase", phase="loading")
     tokenizer = load_tokenizer(spec.base_model, spec.chat_template)
     data = _read(spec, tokenizer)
+    _check(data, settings.max_length, spec.spec.check.max_cut_share)
     _warn(data, settings.max_length, emit)
     base = load_model(spec.base_model, training_dtype())
     dtype, parameters = base.dtype, base.num_parameters()
@@ -71,6 +72,8 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
         "rows": data.rows,
         "validation_rows": data.validation_rows,
         "cut_rows": data.cut,
+        "cut_ends": data.cut_ends,
+        "tokens_lost": data.tokens_lost,
         "dropped_rows": data.dropped,
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "parameters": parameters,
@@ -130,13 +133,19 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Data:
-    """Examples to train and to validate on, and counts of the rows (conversations) that they come from."""
+    """Examples to train and to validate on, and counts of the rows (conversations) that they come from.
+
+    `cut_ends_share`: of the rows of the training file, those in which an answer lost its end-of-turn token.
+    """
 
     train: list[Example]
     validation: list[Example]
     rows: int
     validation_rows: int
     cut: int
+    cut_ends: int
+    cut_ends_share: float
+    tokens_lost: int
     dropped: int
 
 
@@ -149,7 +158,9 @@ def _read(spec: TrainerSpec, tokenizer: Any) -> _Data:
         raise Failure("trainer_error", str(error), hint) from error
     train_rows, validation_rows = files[0].examples_by_row, files[1].examples_by_row if len(files) > 1 else []
     if held_out is not None and held_out.fraction is not None:
-        train_rows, validation_rows = split(train_rows, held_out.fraction, settings.seed)
+        train_rows, validation_rows = split(
+            train_rows, held_out.fraction, settings.seed if held_out.seed is None else held_out.seed
+        )
     if not train_rows:
         raise Failure(
             "no_trainable_rows",
@@ -163,14 +174,31 @@ def _read(spec: TrainerSpec, tokenizer: Any) -> _Data:
         rows=len(train_rows),
         validation_rows=len(validation_rows),
         cut=sum(file.cut for file in files),
+        cut_ends=sum(file.cut_ends for file in files),
+        cut_ends_share=files[0].cut_ends / files[0].read,
+        tokens_lost=sum(file.tokens_lost for file in files),
         dropped=sum(file.dropped for file in files),
     )
+
+
+def _check(data: _Data, max_length: int, max_cut_share: float) -> None:
+    """Refuses to train on answers most of which (by the job's own measure) never end: the model would not learn to stop."""
+    if data.cut_ends_share > max_cut_share:
+        raise Failure(
+            "data_check_failed",
+            f"{data.cut_ends_share:.1%} of the rows would lose an answer's end-of-turn token at max_length ({max_length} "
+            f"tokens), more than check.max_cut_share ({max_cut_share:.1%}) allows: {data.cut} rows are longer and would lose "
+            f"{data.tokens_lost} tokens.",
+            "Raise hyperparameters.max_length, shorten the rows, or set check.max_cut_share to 1.",
+        )
 
 
 def _warn(data: _Data, max_length: int, emit: Emit) -> None:
     if data.cut:
         emit(
-            "warning", message=f"{data.cut} rows were longer than max_length ({max_length} tokens) and lost their end."
+            "warning",
+            message=f"{data.cut} rows were longer than max_length ({max_length} tokens) and lost their end, "
+            f"{data.tokens_lost} tokens in all; in {data.cut_ends} of them an answer lost its end-of-turn token.",
         )
     if data.dropped:
         emit(

@@ -1,52 +1,59 @@
-"""The formats that rows come in: one row of the table each, one module each."""
+"""The formats that rows come in: a row of the table for each format and kind, a module for each format."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from app.datasets.formats import alpaca, openai
-from app.datasets.formats.checks import Turn
-
-
-class Format(NamedTuple):
-    """How rows are recognised and read. `read` raises `BadRow`; `expects` says in words what a row is made of."""
-
-    name: str
-    kind: str
-    recognise: Callable[[dict[str, Any]], bool]
-    read: Callable[[dict[str, Any]], list[Turn]]
-    expects: str
-
+from app.datasets.formats import alpaca, openai, sharegpt, text, trl
+from app.datasets.formats.layout import Layout, Reader
 
 # In the order in which they are tried: a row that could be two things is the first.
-FORMATS: dict[str, Format] = {
-    made.name: made
-    for made in (
-        Format("openai", "chat", openai.recognise, openai.read, "'messages', a list of 'role' and 'content'"),
-        Format("alpaca", "chat", alpaca.recognise, alpaca.read, "'instruction' and 'output'"),
-    )
-}
-
-# What marks a row of a kind that is not there yet: read as a chat row, it would teach the answers that it warns of.
-OTHER_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "chosen": (bool, "preference pairs"),
-    "rejected": (bool, "preference pairs"),
-    "preferred_output": (bool, "preference pairs"),
-    "label": (lambda value: type(value) is bool, "rows with a boolean label"),
-    "kto_tag": (lambda value: type(value) is bool, "rows with a boolean label"),
-    "conversations": (bool, "ShareGPT conversations"),
-}
+READERS: tuple[Reader, ...] = (*sharegpt.READERS, *openai.READERS, *alpaca.READERS, *trl.READERS, *text.READERS)
+FORMATS = tuple(dict.fromkeys(reader.format for reader in READERS))
+COLUMNS = frozenset(name for reader in READERS for name in reader.columns) | {"images", "videos", "audios"}
+TAGS = sharegpt.TAGS
 
 
-def recognise(row: dict[str, Any]) -> Format | None:
-    """The format of a row, or None where it is none of those."""
-    if other_kind(row):
-        return None
-    return next((made for made in FORMATS.values() if made.recognise(row)), None)
+def candidates(format: str, kind: str, columns: Mapping[str, str], tags: Mapping[str, str]) -> Iterator[Reader]:
+    """The readers that `format` and `kind` (`auto`: any) and the names of `columns` and `tags` leave to choose from."""
+    for reader in READERS:
+        asked = format in ("auto", reader.format) and kind in ("auto", reader.kind)
+        if asked and columns.keys() <= reader.columns.keys() and (not tags or reader.format == "sharegpt"):
+            yield reader
 
 
-def other_kind(row: dict[str, Any]) -> tuple[str, str] | None:
-    """The key that marks the row as one of a kind that is not there yet, and that kind's name."""
-    found = (key for key, (marks, _) in OTHER_KINDS.items() if key in row and marks(row[key]))
-    return next(((key, OTHER_KINDS[key][1]) for key in found), None)
+def layout_of(reader: Reader, columns: Mapping[str, str], tags: Mapping[str, str], row: Mapping[str, Any]) -> Layout:
+    """Where a reader finds its fields in rows like this one."""
+    keys = dict(reader.columns)
+    if "kto_tag" in keys and "kto_tag" in row:
+        keys["kto_tag"] = "kto_tag"
+    # A key that `columns` gives to one field is not another's by default: that one is read from where nothing is.
+    free = {name: f"(no {name})" if key in columns.values() else key for name, key in keys.items()}
+    return Layout(free | dict(columns), TAGS | dict(tags))
+
+
+def is_text_column(format: str, kind: str, columns: Mapping[str, str]) -> bool:
+    """Whether a `prompt` means the text of pretraining rows, as it does in LLaMA-Factory where nothing answers it."""
+    return format in ("auto", "text") and kind in ("auto", "text") and columns.keys() == {"prompt"}
+
+
+def recognise(
+    row: Mapping[str, Any], format: str, kind: str, columns: Mapping[str, str], tags: Mapping[str, str]
+) -> tuple[Reader, Layout] | None:
+    """The reader for rows like this one, and where it finds its fields; None where no reader knows them.
+
+    A format or a kind that is named needs no recognising where it leaves one reader.
+    """
+    if is_text_column(format, kind, columns):
+        columns = {"text": columns["prompt"]}
+    left = list(candidates(format, kind, columns, tags))
+    for reader in left:
+        layout = layout_of(reader, columns, tags, row)
+        if len(left) == 1 or reader.marks(layout, row):
+            return reader, layout
+    # Rows of a format that is named are read as such, so that what they lack is said of each.
+    if left and format != "auto":
+        plain = next((reader for reader in left if reader.kind == "chat"), left[0])
+        return plain, layout_of(plain, columns, tags, row)
+    return None

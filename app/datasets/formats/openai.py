@@ -1,111 +1,222 @@
-"""OpenAI's chat rows: `messages` of `role` and `content`, as text."""
+"""OpenAI's rows: `messages` of `role` and `content`, with tools, tool calls, weights and reasoning; its preference shape."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, cast
 
-from app.datasets.formats.checks import BadRow, Turn, kind_of, shown, text
+import msgspec
+from msgspec import Struct
+
+from app.datasets.formats.layout import (
+    BadRow,
+    Field,
+    Layout,
+    Place,
+    Reader,
+    has,
+    labelled,
+    read_call,
+    read_tools,
+    struct,
+)
+from app.datasets.turns import Message, Role, Row, ToolCall
 
 # Role on the wire → canonical role.
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-
-# Parts of the format that change what is trained on. To ignore them would train on something else than was meant.
-LATER_ROLES = {"tool": "tool messages", "function": "function messages"}
-LATER_ROW_FIELDS = {"tools": "tools", "functions": "functions"}
-LATER_FIELDS = {
-    "tool_calls": "tool calls",
-    "function_call": "function calls",
-    "audio": "audio",
-    "reasoning_content": "separate reasoning",
+ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
 }
-LATER_PARTS = {"image_url": "images", "input_audio": "audio", "file": "files", "refusal": "refusals"}
 
 
-def recognise(row: dict[str, Any]) -> bool:
-    """Whether the row looks like one of these, complete or not."""
-    return "messages" in row
+class TextPart(Struct, tag_field="type", tag="text", gc=False):
+    """A part of a content that is a list."""
+
+    text: str
 
 
-def read(row: dict[str, Any]) -> list[Turn]:
-    """The row as a conversation. Raises `BadRow`."""
-    _refuse_later(row, LATER_ROW_FIELDS, "")
-    if "messages" not in row:
-        raise BadRow("messages", "is missing")
-    messages = row["messages"]
-    if type(messages) is not list:
-        raise BadRow("messages", f"must be a list, is {kind_of(messages)}")
-    if not messages:
-        raise BadRow("messages", "is empty")
-    turns: list[Turn] = []
-    asked = answered = False
-    for number, message in enumerate(messages):
-        turn = _turn(message, f"messages[{number}]")
-        role = turn[0]
-        if role == "user":
-            asked = True
-        elif role == "assistant":
-            if not asked:
-                raise BadRow(f"messages[{number}]", "is an assistant turn before any user turn")
-            answered = True
-        turns.append(turn)
-    if not answered:
-        raise BadRow("messages", "has no assistant turn: there is nothing to learn")
+class Function(Struct, gc=False):
+    """What a call calls."""
+
+    name: str
+    arguments: str | dict[str, Any] = "{}"
+
+
+class Call(Struct, gc=False):
+    """An assistant's tool call."""
+
+    function: Function
+    id: str | None = None
+    type: Literal["function"] = "function"
+
+
+class WireMessage(Struct, gc=False):
+    """A message as OpenAI writes it; what cannot be trained on must be null."""
+
+    role: str
+    content: str | list[TextPart] | None = None
+    tool_calls: list[Call] | None = None
+    reasoning_content: str | None = None
+    weight: Literal[0, 1] | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+    function_call: Function | None = None
+    audio: None = None
+    refusal: None = None
+
+
+class Input(Struct):
+    """What both answers of a preference row answer."""
+
+    messages: list[WireMessage]
+    tools: Any = None
+
+
+def read_messages(messages: list[WireMessage], path: str) -> list[Message]:
+    """The canonical turns. Raises `BadRow`."""
+    turns: list[Message] = []
+    for message in messages:
+        role, content = ROLES.get(message.role), message.content
+        if role is None:
+            expected = f"one of {', '.join(ROLES)}"
+            where = f"{path}[{len(turns)}].role"
+            raise BadRow("unknown_role", where, f"is '{message.role[:40]}'; must be {expected}", expected)
+        if isinstance(content, list):
+            content = "".join(part.text for part in content)
+        turns.append(
+            Message(
+                role,
+                content,
+                message.reasoning_content,
+                _calls(message, f"{path}[{len(turns)}]") if message.tool_calls or message.function_call else None,
+                message.tool_call_id,
+                message.name,
+                0 if message.weight == 0 else 1,
+            )
+        )
     return turns
 
 
-def _turn(message: Any, path: str) -> Turn:
-    if type(message) is not dict:
-        raise BadRow(path, f"must be an object, is {kind_of(message)}")
-    role, content = message.get("role"), message.get("content")
-    known = ROLES.get(role) if type(role) is str else None
-    if known is None:
-        raise _bad_role(message, path)
-    if len(message) > 2 or "content" not in message:
-        _refuse_later(message, LATER_FIELDS, f"{path}.")
-        _check_weight(message, path)
-    if type(content) is list:
-        return known, _joined(content, f"{path}.content")
-    if "content" not in message:
-        raise BadRow(f"{path}.content", "is missing")
-    return known, text(content, f"{path}.content")
+def _calls(message: WireMessage, path: str) -> list[ToolCall]:
+    if message.role != "assistant":
+        raise BadRow("wrong_order", f"{path}.tool_calls", "only an assistant's turn can call tools", "no tool_calls")
+    if message.function_call:
+        function = message.function_call
+        return [read_call(function.name, function.arguments, f"{path}.function_call.arguments")]
+    return [
+        read_call(
+            call.function.name, call.function.arguments, f"{path}.tool_calls[{number}].function.arguments", call.id
+        )
+        for number, call in enumerate(message.tool_calls or ())
+    ]
 
 
-def _bad_role(message: dict[str, Any], path: str) -> BadRow:
-    path = f"{path}.role"
-    if "role" not in message:
-        return BadRow(path, "is missing")
-    role = message["role"]
-    if type(role) is not str:
-        return BadRow(path, f"must be a string, is {kind_of(role)}")
-    if role in LATER_ROLES:
-        return BadRow(path, f"is {shown(role)}: {LATER_ROLES[role]} are not supported yet")
-    return BadRow(path, f"is {shown(role)}; must be one of {', '.join(ROLES)}")
+def _tools(row: Any, layout: Layout) -> str | None:
+    return read_tools(row.tools, layout.keys["tools"]) or read_tools(row.functions, "functions")
 
 
-def _refuse_later(value: dict[str, Any], later: dict[str, str], prefix: str) -> None:
-    for key, name in later.items():
-        if value.get(key):
-            raise BadRow(f"{prefix}{key}", f"{name} cannot be trained on yet")
+def _chat(row: Any, layout: Layout) -> Row:
+    return Row(read_messages(row.messages, layout.keys["messages"]), _tools(row, layout))
 
 
-def _check_weight(message: dict[str, Any], path: str) -> None:
-    weight = message.get("weight", 1)
-    if weight is not None and weight != 1:
-        raise BadRow(f"{path}.weight", "must be 1: turns that carry no loss are not supported yet")
+def _labels(row: Any, layout: Layout) -> Row:
+    made = _chat(row, layout)
+    made.label = row.kto_tag
+    return made
 
 
-def _joined(parts: list[Any], path: str) -> str:
-    """The text of a list of content parts."""
-    texts: list[str] = []
-    for number, part in enumerate(parts):
-        where = f"{path}[{number}]"
-        if type(part) is not dict:
-            raise BadRow(where, f"must be an object, is {kind_of(part)}")
-        kind = part.get("type")
-        if kind != "text":
-            later = LATER_PARTS.get(kind) if type(kind) is str else None
-            raise BadRow(f"{where}.type", f"{later} cannot be trained on yet" if later else "must be 'text'")
-        if type(part.get("text")) is not str:
-            raise BadRow(f"{where}.text", f"must be a string, is {kind_of(part.get('text'))}")
-        texts.append(part["text"])
-    return text("".join(texts), path)
+def _prompts(row: Any, layout: Layout) -> Row:
+    made = _chat(row, layout)
+    made.reference = row.reference
+    return made
+
+
+def _preference(row: Any, layout: Layout) -> Row:
+    return Row(
+        read_messages(row.messages.messages, f"{layout.keys['messages']}.messages"),
+        read_tools(row.messages.tools, f"{layout.keys['messages']}.tools"),
+        read_messages(row.chosen, layout.keys["chosen"]),
+        read_messages(row.rejected, layout.keys["rejected"]),
+    )
+
+
+def _place(row: Any, layout: Layout, place: Place) -> str:
+    return f"{layout.keys[place.part]}[{place.number}]" + (".content" if place.content else "")
+
+
+def _preference_place(row: Any, layout: Layout, place: Place) -> str:
+    path = _place(row, layout, place)
+    return path.replace("[", ".messages[", 1) if place.part == "messages" else path
+
+
+MESSAGES: list[Field] = [("messages", list[WireMessage]), ("tools", Any, None), ("functions", Any, None)]
+FIELDS: dict[str, list[Field]] = {
+    "chat": MESSAGES,
+    "labels": [("kto_tag", bool), *MESSAGES],
+    "prompts": [*MESSAGES, ("reference", str | None, None)],
+    "preference": [("messages", Input), ("chosen", list[WireMessage]), ("rejected", list[WireMessage])],
+}
+
+
+def _shape(kind: str) -> Any:
+    def shape(layout: Layout) -> type[Struct]:
+        return struct("OpenAIRow", FIELDS[kind], layout)
+
+    return shape
+
+
+def _canonical_shape(layout: Layout) -> type[Row]:
+    """Rows that are canonical as they stand, as most are: without tools, in messages of canonical roles and fields."""
+    rename = {name: layout.keys[name] for name in ("messages", "tools")}
+    fields: list[Field] = [("messages", list[Message]), ("tools", None, None), ("functions", None, None)]
+    return cast(type[Row], msgspec.defstruct("CanonicalRow", fields, bases=(Row,), rename=rename))
+
+
+COLUMNS = {"messages": "messages", "tools": "tools"}
+PREFERENCE = {"messages": "input", "chosen": "preferred_output", "rejected": "non_preferred_output"}
+READERS = (
+    Reader(
+        "openai",
+        "preference",
+        PREFERENCE,
+        lambda layout, row: has(layout, row, "chosen") or has(layout, row, "rejected"),
+        _shape("preference"),
+        _preference,
+        _preference_place,
+        "'input', 'preferred_output' and 'non_preferred_output'",
+    ),
+    Reader(
+        "openai",
+        "labels",
+        COLUMNS | {"kto_tag": "label"},
+        lambda layout, row: has(layout, row, "messages") and labelled(layout, row),
+        _shape("labels"),
+        _labels,
+        _place,
+        "'messages' and a boolean 'label'",
+    ),
+    Reader(
+        "openai",
+        "chat",
+        COLUMNS,
+        lambda layout, row: has(layout, row, "messages"),
+        _shape("chat"),
+        _chat,
+        _place,
+        "'messages', a list of 'role' and 'content'",
+        _canonical_shape,
+    ),
+    Reader(
+        "openai",
+        "prompts",
+        COLUMNS | {"reference": "reference"},
+        lambda layout, row: has(layout, row, "messages"),
+        _shape("prompts"),
+        _prompts,
+        _place,
+        "'messages' that end with a user's turn",
+    ),
+)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -17,7 +18,9 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers.utils.chat_template_utils import render_jinja_template
 
-Message = dict[str, str]
+from worker.trainer.data.conversation import Message, iterates_over_content, template_messages, template_tools
+
+Row = dict[str, Any]
 Span = tuple[int, int]
 
 _GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers recognises it
@@ -28,6 +31,23 @@ class ChatTemplateError(ValueError):
     """The chat template cannot render a conversation, or not so that the model could learn to end its turn."""
 
 
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """A template is a stranger's program: whatever it cannot do with a conversation is a refusal of that conversation."""
+    try:
+        yield
+    except (
+        TemplateError,
+        AttributeError,
+        TypeError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
+        raise ChatTemplateError(str(error) or type(error).__name__) from error
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One training sequence: `token_ids` [T] int32 and `loss_mask` [T] bool, true on the tokens that are learned."""
@@ -36,116 +56,158 @@ class Example:
     loss_mask: NDArray[np.bool_]
 
 
-def render(tokenizer: Any, conversations: Iterable[list[Message]]) -> Iterator[list[Example]]:
-    """Renders each conversation, in order, into its examples.
-
-    That is one example with every assistant turn in its loss; or, where the template writes an earlier turn otherwise
-    than it wrote it when it was the last (Qwen3's drops reasoning), one example per assistant turn, each rendered up to
-    that turn with loss on that turn only: so every turn is learned in the text in which it is generated. In the loss
-    are a turn's tokens and its end-of-turn token, nothing else. A conversation without an assistant turn that answers
-    something has no example.
-
-    `tokenizer` is a fast tokenizer with a chat template. Raises `ChatTemplateError`, naming the row from 1.
-    """
-    if not tokenizer.chat_template:
-        raise ChatTemplateError("The model has no chat template.")
-    if not tokenizer.is_fast:
-        raise ChatTemplateError("The model's tokenizer has no fast implementation (tokenizer.json).")
-    template = _Template(tokenizer)
-    numbered = enumerate(conversations, start=1)
-    while chunk := list(islice(numbered, _TEXTS_PER_BATCH)):
-        plans = [_plan(template, number, messages) for number, messages in chunk]
-        examples = _tokenize(tokenizer, [plan for row in plans for plan in row])
-        for row in plans:
-            yield list(islice(examples, len(row)))
-
-
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """A rendered text and the character spans of it that are learned."""
+class Plan:
+    """A rendered text and the character spans of it that are learned, each from a turn's begin to its end token's."""
 
     text: str
     spans: list[Span]
 
 
-class _Template:
-    """The tokenizer's template, rendered by transformers' own code (what `apply_chat_template` calls)."""
+class Template:
+    """The tokenizer's template, rendered by transformers' own code (what `apply_chat_template` calls).
+
+    `tokenizer` is a fast tokenizer with a chat template; else raises `ChatTemplateError`.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
-        self.source: str = tokenizer.get_chat_template()
+        if not tokenizer.chat_template:
+            raise ChatTemplateError("The model has no chat template.")
+        if not tokenizer.is_fast:
+            raise ChatTemplateError("The model's tokenizer has no fast implementation (tokenizer.json).")
+        with _refusals():
+            self.source: str = tokenizer.get_chat_template()
+            self.wants_parts = iterates_over_content(self.source)
         self.variables: dict[str, Any] = tokenizer.special_tokens_map
         self.has_markers = bool(_GENERATION_MARKER.search(self.source))
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self.end_tokens = tuple(special | ({tokenizer.eos_token} if tokenizer.eos_token else set()))
 
-    def render(self, messages: list[Message], *, prompt: bool = False) -> tuple[str, list[Span]]:
-        """The text, and the character spans inside `{% generation %}` where the template has these markers."""
-        texts, spans = render_jinja_template(
-            conversations=[messages],
-            chat_template=self.source,
-            return_assistant_tokens_mask=self.has_markers,
-            add_generation_prompt=prompt,
-            **self.variables,
-        )
-        return texts[0], [tuple(span) for span in spans[0]] if self.has_markers else []
+
+class _Conversation:
+    """A conversation of canonical messages, of which a template renders as much as is asked for."""
+
+    def __init__(self, template: Template, messages: list[Message], tools: str | None) -> None:
+        self.template = template
+        self.messages = template_messages(messages, as_parts=template.wants_parts)
+        self.tools = template_tools(tools)
+
+    def render(self, count: int, *, prompt: bool = False) -> tuple[str, list[Span]]:
+        """The text of the first messages, and the spans inside `{% generation %}` where the template has these markers."""
+        with _refusals():
+            texts, spans = render_jinja_template(
+                conversations=[self.messages[:count]],
+                tools=self.tools,
+                chat_template=self.template.source,
+                return_assistant_tokens_mask=self.template.has_markers,
+                add_generation_prompt=prompt,
+                **self.template.variables,
+            )
+        return texts[0], [tuple(span) for span in spans[0]] if self.template.has_markers else []
 
 
-def _plan(template: _Template, number: int, messages: list[Message]) -> list[_Plan]:
+def render(tokenizer: Any, rows: Iterable[Row]) -> Iterator[list[Example]]:
+    """Renders each row {"messages", "tools"} (docs/formats.md, kind chat), in order, into its examples: see `plan`.
+
+    `tokenizer` is a fast tokenizer with a chat template. Raises `ChatTemplateError`, naming the row from 1.
+    """
+    template = Template(tokenizer)
+    numbered = enumerate(rows, start=1)
+    while chunk := list(islice(numbered, _TEXTS_PER_BATCH)):
+        plans = [_plan_numbered(template, number, row) for number, row in chunk]
+        examples = tokenize(tokenizer, [plan for row in plans for plan in row])
+        for row in plans:
+            yield list(islice(examples, len(row)))
+
+
+def _plan_numbered(template: Template, number: int, row: Row) -> list[Plan]:
     try:
-        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i > 0]
-        if not turns:
-            return []
-        full, marked = template.render(messages)
-        whole = _whole_conversation(template, messages, turns, full, marked)
-        if whole is not None:
-            return [whole]
-        return [_last_turn(template, messages[: turn + 1]) for turn in turns]
-    except (TemplateError, ChatTemplateError, TypeError, ValueError) as error:
+        return plan(template, row["messages"], row["tools"])
+    except ChatTemplateError as error:
         raise ChatTemplateError(f"The chat template failed on row {number}: {error}") from error
 
 
-def _whole_conversation(
-    template: _Template, messages: list[Message], turns: list[int], full: str, marked: list[Span]
-) -> _Plan | None:
-    """All turns in one text, or None where an earlier turn reads otherwise in it than when it was generated."""
+def plan(template: Template, messages: list[Message], tools: str | None, start: int = 0) -> list[Plan]:
+    """A conversation's texts, and what is learned of them: the assistant's turns from number `start` on, of weight 1.
+
+    That is one text with all of these turns in its loss; or, where the template writes an earlier turn otherwise than it
+    wrote it when it was the last (Qwen3's drops reasoning), one text per turn, each rendered up to that turn with loss on
+    that turn only: so every turn is learned in the text in which it is generated. In the loss are a turn's tokens and its
+    end-of-turn token, nothing else. Without a turn to learn that answers something there is no text.
+
+    Raises `ChatTemplateError`.
+    """
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i > 0]
+    learned = [i for i in turns if i >= start and messages[i].get("weight") != 0]
+    if not learned:
+        return []
+    conversation = _Conversation(template, messages, tools)
+    whole = _marked(conversation, turns, learned) if template.has_markers else _prompted(conversation, learned)
+    return [whole] if whole is not None else [_last_turn(conversation, turn) for turn in learned]
+
+
+def plan_prompt(template: Template, messages: list[Message], tools: str | None) -> Plan:
+    """What the model is asked to answer: the conversation and the generation prompt. Raises `ChatTemplateError`."""
+    return Plan(_Conversation(template, messages, tools).render(len(messages), prompt=True)[0], [])
+
+
+def _prompted(conversation: _Conversation, learned: list[int]) -> Plan | None:
+    """All turns in one text, a turn being what the template adds to the generation prompt. None where it reads otherwise
+    in the whole text than when it was generated."""
+    full, _ = conversation.render(len(conversation.messages))
     spans: list[Span] = []
-    for turn in turns:
-        is_last = turn == len(messages) - 1
-        upto = full if is_last else template.render(messages[: turn + 1])[0]
-        if template.has_markers:
-            if not full.startswith(upto):
-                return None
-            continue
-        prompt = template.render(messages[:turn], prompt=True)[0]
+    for turn in learned:
+        upto = conversation.render(turn + 1)[0] if turn + 1 < len(conversation.messages) else full
+        prompt, _ = conversation.render(turn, prompt=True)
         if not upto.startswith(prompt) or not full.startswith(prompt):
             return None
-        end = _end_of_turn(template, upto, len(prompt), len(upto))
+        end = _end_of_turn(conversation.template, upto, len(prompt), len(upto))
         if full[:end] != upto[:end]:
             return None
         spans.append((len(prompt), end))
-    if template.has_markers:
-        spans = [(start, _end_of_turn(template, full, start, end)) for start, end in marked]
-    return _Plan(full, spans)
+    return Plan(full, spans)
 
 
-def _last_turn(template: _Template, messages: list[Message]) -> _Plan:
-    """The conversation up to an assistant turn, with loss on that turn only."""
-    text, marked = template.render(messages)
-    if template.has_markers:
+def _marked(conversation: _Conversation, turns: list[int], learned: list[int]) -> Plan | None:
+    """All turns in one text, a turn being what the template marks of it. None where an earlier text is no prefix."""
+    full, marked = conversation.render(len(conversation.messages))
+    spans: list[Span] = []
+    for turn in turns:
+        upto = conversation.render(turn + 1)[0] if turn + 1 < len(conversation.messages) else full
+        if not full.startswith(upto):
+            return None
+        own = [span for span in marked if span[0] < len(upto)]
+        marked = marked[len(own) :]
+        if turn in learned and own:
+            spans += _with_end(conversation.template, full, own)
+    return Plan(full, spans)
+
+
+def _last_turn(conversation: _Conversation, turn: int) -> Plan:
+    """The conversation up to an assistant's turn, with loss on that turn only."""
+    text, marked = conversation.render(turn + 1)
+    if conversation.template.has_markers:
         if not marked:
             raise ChatTemplateError("it puts no text of the assistant's last turn between its generation markers")
-        start, end = marked[-1]
-        return _Plan(text, [(start, _end_of_turn(template, text, start, end))])
-    prompt = template.render(messages[:-1], prompt=True)[0]
+        before, _ = conversation.render(turn)
+        own = [span for span in marked if text.startswith(before) and span[0] >= len(before)]
+        return Plan(text, _with_end(conversation.template, text, own or marked[-1:]))
+    prompt, _ = conversation.render(turn, prompt=True)
     if not text.startswith(prompt):
         raise ChatTemplateError(
             f"its generation prompt ends in {prompt[-40:]!r}, but it writes the assistant's turn otherwise, so the model "
             "would be trained on a text that it is never asked to continue"
         )
-    return _Plan(text, [(len(prompt), _end_of_turn(template, text, len(prompt), len(text)))])
+    return Plan(text, [(len(prompt), _end_of_turn(conversation.template, text, len(prompt), len(text)))])
 
 
-def _end_of_turn(template: _Template, text: str, start: int, end: int) -> int:
+def _with_end(template: Template, text: str, spans: list[Span]) -> list[Span]:
+    """A turn's marked spans, the last of them up to its end-of-turn token."""
+    start, end = spans[-1]
+    return [*spans[:-1], (start, _end_of_turn(template, text, start, end))]
+
+
+def _end_of_turn(template: Template, text: str, start: int, end: int) -> int:
     """Where the turn that lies in `text[start:end]` ends, its end-of-turn token included, what follows that left out.
 
     The token is the last thing but white space in the span, or, where markers leave it out, comes right after it.
@@ -162,7 +224,8 @@ def _end_of_turn(template: _Template, text: str, start: int, end: int) -> int:
     )
 
 
-def _tokenize(tokenizer: Any, plans: list[_Plan]) -> Iterator[Example]:
+def tokenize(tokenizer: Any, plans: list[Plan]) -> Iterator[Example]:
+    """The example of each plan, in order, uncut."""
     if not plans:
         return
     encodings = tokenizer([plan.text for plan in plans], add_special_tokens=False).encodings
@@ -170,9 +233,15 @@ def _tokenize(tokenizer: Any, plans: list[_Plan]) -> Iterator[Example]:
         token_ids = np.array(encoding.ids, dtype=np.int32)
         loss_mask = np.zeros(len(token_ids), dtype=np.bool_)
         for start, end in plan.spans:
-            # A span ends with a special token, which is one token whatever surrounds it. Its first character may lie in
-            # no token (offsets can leave out a leading space), then the next one that does begins the turn.
-            last = encoding.char_to_token(end - 1)
-            first = next(t for c in range(start, end) if (t := encoding.char_to_token(c)) is not None)
-            loss_mask[first : last + 1] = True
+            # An end-of-turn token is one token whatever surrounds it. The first and last characters of a span may lie in
+            # no token (offsets can leave out a space), then the next ones that do bound it.
+            first = _token(encoding, range(start, end))
+            last = _token(encoding, range(end - 1, start - 1, -1))
+            if first is not None and last is not None:
+                loss_mask[first : last + 1] = True
         yield Example(token_ids, loss_mask)
+
+
+def _token(encoding: Any, characters: range) -> int | None:
+    """The first token that one of the characters lies in."""
+    return next((token for c in characters if (token := encoding.char_to_token(c)) is not None), None)

@@ -1,0 +1,117 @@
+"""What training would make of a dataset: one row shown, or all rows counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.datasets import rendering, service
+from app.datasets.check_schemas import CheckOut, PreviewOut
+from app.datasets.tables import Dataset
+from app.kit.database import reading
+from app.kit.errors import InvalidValue, NotFound
+from app.models.bases import ready_base
+from app.models.tables import Model
+
+DEFAULT_LENGTH = 2048
+
+
+def preview(project_id: str, dataset_id: str, base_model: str, row: int, max_length: int | None) -> PreviewOut:
+    """Row number `row` (from 0) as the base model sees it in training. Blocks.
+
+    Raises `NotFound` for dataset or row, what `ready_base` does, `InvalidValue` where the base cannot render the row, and
+    `Unavailable`.
+    """
+    dataset, base = _find(project_id, dataset_id, base_model)
+    length = _length(base, max_length)
+    if row >= dataset.rows:
+        raise NotFound(
+            f"The dataset '{dataset.id}' has {dataset.rows} rows; there is no row {row}.",
+            param="row",
+            code="row_not_found",
+            hint="Rows are counted from 0.",
+        )
+    sequences = _render(base, dataset, "preview", row=row, max_length=length)
+    found = {"dataset": dataset.id, "base_model": base.name, "row": row, "max_length": length, "sequences": sequences}
+    return PreviewOut.model_validate(found)
+
+
+def check(
+    project_id: str, dataset_id: str, base_model: str, max_length: int | None, validation: str | None
+) -> CheckOut:
+    """Lengths, cuts, refusals and overlap with the dataset `validation` of the rows, as training would meet them. Blocks.
+
+    Raises `NotFound` for the dataset, what `ready_base` does, `InvalidValue` where the base cannot render rows or there is
+    no dataset `validation`, and `Unavailable`.
+    """
+    dataset, base = _find(project_id, dataset_id, base_model)
+    length = _length(base, max_length)
+    other = _validation(project_id, validation) if validation is not None else None
+    counted = _render(
+        base,
+        dataset,
+        "check",
+        max_length=length,
+        validation=str(service.rows_path(other)) if other else None,
+        validation_kind=other.kind if other else None,
+    )
+    found = {"dataset": dataset.id, "base_model": base.name, "max_length": length, "rows": dataset.rows}
+    return CheckOut.model_validate(found | counted)
+
+
+def _find(project_id: str, dataset_id: str, base_model: str) -> tuple[Dataset, Model]:
+    with reading() as session:
+        dataset = service.find(session, project_id, dataset_id)
+        base = ready_base(session, project_id, base_model)
+    if base.chat_template is None and dataset.kind != "text":
+        raise InvalidValue(
+            f"The base model '{base.name}' has no chat template, so {dataset.kind} rows cannot be rendered for it.",
+            param="base_model",
+            hint="Register it with POST /models and a 'chat_template'.",
+        )
+    return dataset, base
+
+
+def _validation(project_id: str, id: str) -> Dataset:
+    try:
+        return service.get(project_id, id)
+    except NotFound as error:
+        raise InvalidValue(error.message, param="validation", code=error.code, hint=error.hint) from None
+
+
+def _length(base: Model, asked: int | None) -> int:
+    context = base.facts.get("max_length")
+    if asked is None:
+        return min(DEFAULT_LENGTH, context or DEFAULT_LENGTH)
+    if context and asked > context:
+        raise InvalidValue(
+            f"max_length {asked} is above {context}, the context of '{base.name}'.",
+            param="max_length",
+            hint=f"Use at most {context}.",
+        )
+    return asked
+
+
+def _render(base: Model, dataset: Dataset, do: str, **arguments: Any) -> Any:
+    """The result of a request to the renderer. Raises `InvalidValue` for what it refuses."""
+    files = {"base_model": base.location, "chat_template": base.chat_template, "rows": str(service.rows_path(dataset))}
+    answer = rendering.ask({"do": do, **files, "kind": dataset.kind, **arguments})
+    if "error" not in answer:
+        return answer["result"]
+    code, message = answer["error"]["code"], answer["error"]["message"]
+    match code:
+        case "template_refused":
+            where = f" on row {arguments['row']}" if "row" in arguments else ""
+            raise InvalidValue(
+                f"The chat template of '{base.name}' failed{where}: {message}",
+                param="row" if where else "base_model",
+                code=code,
+                hint="Register the model with a chat_template that fits these rows, or change the rows.",
+            )
+        case "model_unreadable":
+            raise InvalidValue(
+                message,
+                param="base_model",
+                code=code,
+                hint="Register the model from a folder that transformers can load.",
+            )
+    raise RuntimeError(f"the renderer failed: {message}")
