@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote, urlsplit
 
 from app.cli.failure import Failure
@@ -52,21 +52,36 @@ class Service:
         """The object at `path`. A query without a value is left out."""
         return self._json("GET", path, params=_given(query))
 
-    def post(self, path: str, body: Any = None) -> Any:
-        """What the service answers to `body`."""
-        return self._json("POST", path, json=body)
+    def post(self, path: str, body: Any = None, *, seconds: float | None = ANSWER_SECONDS) -> Any:
+        """What the service answers to `body`, within so many seconds (None: however long it takes)."""
+        import httpx
+
+        return self._json("POST", path, json=body, timeout=httpx.Timeout(seconds, connect=CONNECT_SECONDS))
 
     def delete(self, path: str) -> None:
         """Deletes the object at `path`."""
         self._json("DELETE", path)
 
-    def upload(self, path: str, chunks: Iterable[bytes], size: int, **query: Any) -> Any:
-        """Streams `size` bytes as the body. The answer may take as long as the service needs to read them."""
+    def upload(self, path: str, file: BinaryIO, filename: str, **query: Any) -> tuple[Any, bool]:
+        """Streams the file; returns what the service has of it, and whether that is new. The answer may take as long as
+        the service needs to read the rows."""
         import httpx
 
-        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+        files = {"file": (filename, file, "application/octet-stream")}
         timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
-        return self._json("POST", path, params=_given(query), content=chunks, headers=headers, timeout=timeout)
+        with self._refusals():
+            answer = self._http.post(path, params=_given(query), files=files, timeout=timeout)
+            return self._read(answer), answer.status_code == 201
+
+    @contextmanager
+    def download(self, path: str) -> Iterator[Iterator[bytes]]:
+        """The bytes at `path`, in pieces."""
+        with self._refusals():
+            with self._http.stream("GET", path) as answer:
+                if answer.is_error:
+                    answer.read()
+                    self._read(answer)
+                yield answer.iter_bytes()
 
     def pages(self, path: str, key: str, after: int = 0) -> Iterator[dict[str, Any]]:
         """Every entry of a numbered list after number `after`, oldest first; `key` is the field that numbers them."""
@@ -162,6 +177,7 @@ def refusal(body: Any, *, temporary: bool = False) -> Failure | None:
         param=error.get("param"),
         problems=error.get("problems") or (),
         problem_count=error.get("problem_count") or 0,
+        report=error.get("report"),
         temporary=temporary,
     )
 

@@ -1,8 +1,8 @@
-"""`burnish datasets`: upload, list, show, delete."""
+"""`burnish datasets`: upload and import, list, look into, check, delete."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,51 +23,132 @@ COLUMNS = (
     Column("size", "bytes", bytes_shown),
     Column("created", "created_at", moment_shown),
 )
-CHUNK_BYTES = 256 * 2**10
+OUTCOME_COLUMNS = (
+    Column("name", "name"),
+    Column("became", "status"),
+    Column("dataset", "dataset"),
+    Column("rows", "rows"),
+    Column("report", "report"),
+    Column("because", "reason"),
+)
+PROBLEM_COLUMNS = (
+    Column("line", "line"),
+    Column("severity", "severity"),
+    Column("code", "code"),
+    Column("count", "count"),
+    Column("path", "path"),
+    Column("problem", "message"),
+    Column("hint", "hint"),
+)
 
-commands = typer.Typer(no_args_is_help=True, help="Upload, list and delete datasets.")
+OnBadRows = Annotated[
+    str | None,
+    typer.Option(metavar="reject|drop", help="Refuse a file with bad rows, or store it without them. Default: reject."),
+]
+BaseModel = Annotated[str, typer.Argument(help="Name of the base model.")]
+MaxLength = Annotated[int | None, typer.Option(help="Tokens after which a row is cut.")]
+
+commands = typer.Typer(no_args_is_help=True, help="Upload, import, check and delete datasets.")
 
 
 @commands.command("add")
 def add(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="JSONL, or a JSON array.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            exists=True, dir_okay=False, readable=True, help="JSON, JSONL, CSV, TSV, Parquet or text; .gz, .zst."
+        ),
+    ],
     name: Annotated[str | None, typer.Option(help="A label. Default: the file's name.")] = None,
-    format: Annotated[str | None, typer.Option(metavar="auto|alpaca|openai", help="How rows are read.")] = None,
+    format: Annotated[
+        str | None, typer.Option(metavar="auto|alpaca|sharegpt|openai|trl|text", help="How rows are read.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(metavar="auto|chat|preference|labels|text|prompts", help="What rows are for.")
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help='Where the fields are: {"prompt": "question", "response": "answer"}.'),
+    ] = None,
+    tags: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help='ShareGPT\'s keys and roles: {"role_tag": "role", "user_tag": "user"}.'),
+    ] = None,
+    on_bad_rows: OnBadRows = None,
     json: Json = False,
 ) -> None:
-    """Upload a file. It is streamed from disk; rows that cannot be read are listed, and then nothing is stored."""
+    """Upload a file. It is streamed from disk, and every row is checked before the answer."""
+    from app.cli.uploading import upload
+
+    fields = {"format": format, "kind": kind, "columns": columns, "tags": tags, "on_bad_rows": on_bad_rows}
     with connect(context) as service:
-        dataset = _upload(service, file, name=name or file.name, format=format)
+        dataset, new = upload(service, file, name=name or file.name, **fields)
     if json:
         output.print_json(dataset)
+        return
+    output.print_table(COLUMNS, [dataset])
+    if not new:
+        output.say("The same file was there already, uploaded under the same options.")
+    _say_problems(dataset)
+    output.say(f"Train on it: burnish jobs create demo-base {dataset['id']}")
+
+
+def _say_problems(dataset: dict[str, Any]) -> None:
+    """What reading the rows found, although the dataset is there."""
+    if dropped := dataset.get("dropped_rows"):
+        output.say(f"{dropped} rows cannot be trained on; they were dropped.")
+    for problem in dataset.get("problems") or []:
+        output.say(f"{problem['severity'].capitalize()}, line {problem['line']}: {output.problem_shown(problem)}")
+    if dataset.get("problems"):
+        output.say(f"Report: {output.report_command(dataset['report'])}")
+
+
+@commands.command("import")
+def import_registry(
+    context: typer.Context,
+    folder: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="A folder with LLaMA-Factory's dataset_info.json.")
+    ],
+    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this entry; may be repeated.")] = None,
+    hubs: Annotated[
+        bool, typer.Option("--hubs", help="Fetch entries that lie on a hub; those of --only always are.")
+    ] = False,
+    hub: Annotated[
+        str, typer.Option(metavar="modelscope|hf", help="Which hub an entry is fetched from that names both.")
+    ] = "modelscope",
+    keep: Annotated[Path | None, typer.Option(file_okay=False, help="Keep in this folder what hubs send.")] = None,
+    on_bad_rows: OnBadRows = None,
+    json: Json = False,
+) -> None:
+    """Upload the datasets that LLaMA-Factory's dataset_info.json names.
+
+    Ends with exit code 1 where one was refused or failed; what has no counterpart here is skipped, and its reason said.
+    """
+    from app.cli import dataset_info, importing
+
+    if hub not in dataset_info.HUBS.values():
+        raise Failure(f"'{hub}' is no hub.", hint="It is modelscope or hf.", param="--hub")
+    entries = dataset_info.read(folder)
+    if missing := [name for name in only or [] if name not in entries]:
+        raise Failure(f"{dataset_info.FILE} has no entry '{missing[0]}'.", param="--only")
+    wanted = {name: value for name, value in entries.items() if not only or name in only}
+    source = importing.Source(folder, hubs or bool(only), hub, keep)
+    outcomes = []
+    with connect(context) as service:
+        service.get("/health")  # nothing is fetched for a service that does not answer
+        for outcome in importing.import_entries(service, wanted, source, on_bad_rows):
+            outcomes.append(outcome)
+            if outcome["status"] != "skipped":
+                output.say(f"{outcome['name']}: {outcome['status']}")
+    if json:
+        output.print_json(outcomes)
     else:
-        output.print_table(COLUMNS, [dataset])
-        output.say(f"Train on it: burnish jobs create demo-base {dataset['id']}")
-
-
-def _upload(service: Any, file: Path, **fields: Any) -> Any:
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    console = output.stderr()
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
-    size = file.stat().st_size
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("Uploading", total=size)
-
-        def chunks() -> Iterator[bytes]:
-            left = size
-            with file.open("rb") as stream:
-                while left:
-                    chunk = stream.read(min(CHUNK_BYTES, left))
-                    if not chunk:
-                        raise Failure(f"{file} became shorter while it was uploaded.", hint="Upload it again.")
-                    left -= len(chunk)
-                    yield chunk
-                    progress.advance(task, len(chunk))
-            progress.update(task, description="Reading the rows")
-
-        return service.upload("/datasets", chunks(), size, **fields)
+        output.print_table(OUTCOME_COLUMNS, outcomes)
+    counts = Counter(outcome["status"] for outcome in outcomes)
+    output.say(", ".join(f"{count} {status}" for status, count in counts.items()) or "There are no entries.")
+    if any(counts[status] for status in importing.BAD):
+        raise typer.Exit(1)
 
 
 @commands.command("list")
@@ -83,6 +164,105 @@ def show(context: typer.Context, id: str, json: Json = False) -> None:
     with connect(context) as service:
         dataset = service.get(f"/datasets/{segment(id)}")
     (output.print_json if json else output.print_object)(dataset)
+
+
+@commands.command("rows")
+def rows(
+    context: typer.Context,
+    id: str,
+    limit: Limit = 20,
+    after: Annotated[int | None, typer.Option(metavar="ROW", help="Go on after this row.")] = None,
+    json: Json = False,
+) -> None:
+    """Show rows as training reads them."""
+    from app.cli.rows import print_rows
+
+    with connect(context) as service:
+        page = service.get(f"/datasets/{segment(id)}/rows", limit=limit, after=after)
+    if json:
+        output.print_json(page)
+        return
+    print_rows(page["data"])
+    if page["has_more"]:
+        output.say(f"There are more: --after {page['data'][-1]['row']}, or a larger --limit.")
+
+
+@commands.command("preview")
+def preview(
+    context: typer.Context,
+    id: str,
+    base_model: BaseModel,
+    row: Annotated[int, typer.Option(help="Which row, counted from 0.")] = 0,
+    max_length: MaxLength = None,
+    json: Json = False,
+) -> None:
+    """Show what a model will see of a row, token by token, and which tokens it learns."""
+    from app.cli.rows import print_preview
+
+    body = _given(base_model=base_model, row=row, max_length=max_length)
+    with connect(context) as service:
+        seen = service.post(f"/datasets/{segment(id)}/preview", body)
+    (output.print_json if json else print_preview)(seen)
+
+
+@commands.command("check")
+def check(
+    context: typer.Context,
+    id: str,
+    base_model: BaseModel,
+    max_length: MaxLength = None,
+    validation: Annotated[
+        str | None, typer.Option(metavar="ID", help="A dataset to look for the same rows in.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Count what training would make of the rows: tokens, what is cut, what the template refuses, what is in both sets."""
+    from app.cli.rows import print_check
+
+    body = _given(base_model=base_model, max_length=max_length, validation=validation)
+    with connect(context) as service:
+        counted = service.post(f"/datasets/{segment(id)}/check", body, seconds=None)
+    (output.print_json if json else print_check)(counted)
+
+
+@commands.command("report")
+def report(
+    context: typer.Context,
+    id: str,
+    rows: Annotated[bool, typer.Option("--rows", help="Print every problem instead, a line of JSON each.")] = False,
+    repaired: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, help="Write the file as JSONL here, rows mended where that is mechanical."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show what reading a file found."""
+    path = f"/reports/{segment(id)}"
+    with connect(context) as service:
+        if repaired is not None:
+            with service.download(f"{path}/repaired") as pieces, repaired.open("wb") as file:
+                file.writelines(pieces)
+            output.say(f"Wrote {repaired}.")
+            return
+        if rows:
+            with service.download(f"{path}/rows") as pieces:
+                for piece in pieces:
+                    typer.echo(piece, nl=False)
+            return
+        found = service.get(path)
+    if json:
+        output.print_json(found)
+        return
+    output.print_table(PROBLEM_COLUMNS, found["problems"])
+    output.say(f"{found['rows']} rows, {found['bad_rows']} bad, {found['repairable_rows']} of them can be mended.")
+    if not found["complete"]:
+        output.say("Reading ended at so many bad rows: there may be more.")
+    if found["repairable_rows"]:
+        output.say(f"Mend them: {output.report_command(id)} --repaired FILE")
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 @commands.command("delete")

@@ -9,7 +9,8 @@ from typing import Any
 class Failure(Exception):
     """Ends the command with exit code 1, its message and hint on stderr.
 
-    `param` is the field that was refused, `problems` the rows of a dataset that were (`problem_count` of them in all).
+    `param` is the field that was refused, `problems` what is wrong with the rows of a dataset (`problem_count` of them in
+    all), `report` the id of the report that has every one.
     `temporary` says that the same request may succeed later: the connection was lost, or the service is not well.
     """
 
@@ -21,8 +22,10 @@ class Failure(Exception):
         param: str | None = None,
         problems: Sequence[dict[str, Any]] = (),
         problem_count: int = 0,
+        report: str | None = None,
         temporary: bool = False,
     ) -> None:
         super().__init__(message)
         self.message, self.hint, self.param = message, hint, param
-        self.problems, self.problem_count, self.temporary = problems, problem_count, temporary
+        self.problems, self.problem_count, self.report = problems, problem_count, report
+        self.temporary = temporary

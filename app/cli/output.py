@@ -84,17 +84,31 @@ def show_failure(failure: Failure) -> None:
     console = stderr()
     console.print(clean(failure.message), style="bold red")
     if failure.problems:
-        rows = [[plain(problem.get(key)) for key in ("line", "path", "message")] for problem in failure.problems]
+        rows = [
+            [plain(problem.get(key)) for key in ("line", "path")] + [problem_shown(problem)]
+            for problem in failure.problems
+        ]
         if console.is_terminal:
             console.print(_grid(["line", "path", "problem"], rows), soft_wrap=False)
         else:
             for row in rows:
                 print(*row, sep="\t", file=sys.stderr)  # rich would make spaces of the tabs
-        if failure.problem_count > len(rows):
-            console.print(f"… and {failure.problem_count - len(rows)} more.")
+    if failure.report:
+        console.print(f"Report: {report_command(failure.report)}")
     for label, text in (("Field", failure.param), ("Hint", failure.hint)):
         if text:
             console.print(f"{label}: {clean(text)}")
+
+
+def problem_shown(problem: dict[str, Any]) -> str:
+    """What is wrong, and how often."""
+    count = problem.get("count") or 1
+    return f"{plain(problem.get('message'))}{f' (and in {count - 1} more)' if count > 1 else ''}"
+
+
+def report_command(report: str) -> str:
+    """The line that shows a report."""
+    return f"burnish datasets report {report}"
 
 
 def plain(value: Any) -> str:

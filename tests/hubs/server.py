@@ -1,4 +1,5 @@
-"""A hub on loopback: Hugging Face's API and ModelScope's, as far as their libraries call them to fetch a model."""
+"""A hub on loopback: Hugging Face's API and ModelScope's, as far as their libraries call them to fetch a model or a
+dataset."""
 
 from __future__ import annotations
 
@@ -18,14 +19,15 @@ REVISIONS = ("main", "master", "v1", COMMIT)
 
 
 class Hub:
-    """What the hub holds, and what it was asked. `cut` and `held` say what happens in the middle of a file.
+    """What the hub holds, and what it was asked: `files` are the model's, `datasets` the files of each dataset.
 
-    The next answer with a file of `cut` ends there with its connection; one with a file of `held` goes on
-    only once `release` is set.
+    `cut` and `held` say what happens in the middle of a file. The next answer with a file of `cut` ends there with its
+    connection; one with a file of `held` goes on only once `release` is set.
     """
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
+        self.datasets: dict[str, dict[str, bytes]] = {}
         self.fetched: list[tuple[str, str | None]] = []  # file and `Range` of every GET, in order
         self.served: set[str] = set()  # files that were sent to their end
         self.cut: set[str] = set()
@@ -51,7 +53,8 @@ class Hub:
     def files_of(self, repository: str) -> dict[str, bytes] | None:
         """None where there is no such repository."""
         pickled = {name: data for name, data in self.files.items() if not name.endswith(".safetensors")}
-        return {REPOSITORY: self.files, GATED: self.files, PICKLED: pickled}.get(repository)
+        models = {REPOSITORY: self.files, GATED: self.files, PICKLED: pickled}
+        return (models | self.datasets).get(repository)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -180,12 +183,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 ROUTES = (
-    (r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", _Handler.hf_model),
-    (r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", _Handler.hf_tree),
-    (r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", _Handler.hf_file),
+    (r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/revision/(.+))?", _Handler.hf_model),
+    (r"/api/(?:models|datasets)/([^/]+/[^/]+)/tree/([^/]+)", _Handler.hf_tree),
+    (r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", _Handler.hf_file),
     (r"/api/v1/repos/internalAccelerationInfo", _Handler.ms_region),
     (r"/api/v1/models/([^/]+/[^/]+)/repo/files", _Handler.ms_files),
-    (r"/api/v1/models/([^/]+/[^/]+)/repo", _Handler.ms_file),
+    (r"/api/v1/datasets/([^/]+/[^/]+)/repo/tree", _Handler.ms_files),
+    (r"/api/v1/(?:models|datasets)/([^/]+/[^/]+)/repo", _Handler.ms_file),
 )
 
 
