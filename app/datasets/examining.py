@@ -118,8 +118,8 @@ def repaired(path: Path, filename: str | None, options: Options) -> Iterator[byt
     with open_container(path, filename) as container:
         rows = RowReader(container, options)
         for read in rows:
-            row = rows.mended(read.value, mend) if isinstance(read.row, Problem) else None
-            value = read.value if row is None else row
+            mended = rows.mended(read.value, mend) if isinstance(read.row, Problem) else None
+            value = read.value if mended is None else mended
             if isinstance(value, bytes):
                 yield b" ".join(value.split(b"\n")).strip() + b"\n"  # in JSON text a line end is but white space
             elif not isinstance(value, Unreadable):

@@ -46,7 +46,10 @@ def kind_of(value: Any) -> str:
 
 def shown(value: Any) -> str:
     """A JSON value as text, cut to what a message can hold."""
-    text = orjson.dumps(value, option=orjson.OPT_PASSTHROUGH_DATACLASS, default=str).decode(errors="replace")
+    try:
+        text = orjson.dumps(value, default=str).decode()
+    except orjson.JSONEncodeError:
+        return f"{kind_of(value)} that nests deeply"
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 

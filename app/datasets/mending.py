@@ -20,7 +20,7 @@ BOOLEANS: dict[Any, bool] = {"true": True, "false": False, "1": True, "0": False
 
 def mend(value: bytes | dict[str, Any], convert: Callable[[Any], Any]) -> Any | None:
     """The row in plain Python with its scalars as `convert` (which raises msgspec's `ValidationError`) wants them; None
-    where that cannot be had by mending."""
+    where that cannot be had by mending. Raises `RecursionError` for a row that nests too deeply."""
     row = _parsed(value) if isinstance(value, bytes) else orjson.loads(orjson.dumps(value, default=str))
     for _ in range(MAX_MENDS):
         try:
@@ -30,8 +30,6 @@ def mend(value: bytes | dict[str, Any], convert: Callable[[Any], Any]) -> Any | 
             mended = _as(wrong.expected, find(row, wrong.path)) if wrong.code == "wrong_type" and wrong.path else None
             if mended is None or not _put(row, wrong.path or "", mended):
                 return None
-        except RecursionError:
-            return None
         else:
             return row
     return None

@@ -117,14 +117,17 @@ class RowReader:
             return self._layout.keys.get(place.part)
         return self.reader.place(typed, self._layout, place)
 
-    def mended(self, value: Value, mend: Callable[..., Any]) -> Any | None:
-        """The row in plain Python as `mend(value, convert)` makes it, where it can be trained on then."""
+    def mended(self, value: Value, mend: Callable[..., Any]) -> bytes | None:
+        """The row as `mend(value, convert)` makes it, as JSON text, where it can be trained on then."""
         if self.reader is None or isinstance(value, Unreadable):
             return None
-        row = mend(value, self.convert)
-        if row is None or isinstance(self._typed(0, row, self.convert(row)).row, Problem):
+        try:
+            row = mend(value, self.convert)
+            if row is None or isinstance(self._typed(0, row, self.convert(row)).row, Problem):
+                return None
+            return orjson.dumps(row)
+        except (RecursionError, orjson.JSONEncodeError):  # nests too deeply
             return None
-        return row
 
 
 def _plain(value: Value) -> Any:

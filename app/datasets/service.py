@@ -140,6 +140,8 @@ def rows_path(dataset: Dataset) -> Path:
             row = find(session, now.project_id, now.id, lock=True)
             storage.put_blob(folder / "rows", file.sha256)
             row.rows_sha256, row.rows_version = file.sha256, ROWS_VERSION
+    if now.rows_sha256:
+        blobs.release(now.rows_sha256)  # of the older form
     return storage.fetch_blob(file.sha256)
 
 

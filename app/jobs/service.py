@@ -21,6 +21,7 @@ from app.kit.ids import new_id
 from app.kit.pagination import Paging, newest_first
 from app.kit.queue import wake
 from app.models import service as models
+from app.models.bases import ready_base
 from app.models.tables import Model
 from app.settings import get_settings
 
@@ -58,30 +59,9 @@ def create(project_id: str, request: JobCreate) -> Job:
 
 
 def _base_model(session: Session, project_id: str, name: str) -> Model:
-    found = models.find(session, project_id, name)
-    if found is None:
-        raise InvalidValue(
-            f"The base model '{name}' is not registered.",
-            param="base_model",
-            code="model_not_found",
-            hint="Register it with POST /models, or choose one of GET /models?kind=base.",
-        )
-    model = session.get_one(Model, found.id, with_for_update={"of": Model}, populate_existing=True)
-    if model.kind != "base":
-        raise InvalidValue(
-            f"'{name}' is a fine-tune; training one further is not there yet.",
-            param="base_model",
-            code="unsupported",
-            hint="Choose a base model: GET /models?kind=base.",
-        )
-    if model.status != "ready":
-        raise Conflict(
-            f"The base model '{name}' is {model.status}.",
-            param="base_model",
-            code="model_not_ready",
-            hint="GET /models/{name} shows how far its download is, or why it failed.",
-        )
-    return model
+    """The base model's locked row: it cannot be deleted before the job that uses it is there."""
+    found = ready_base(session, project_id, name)
+    return session.get_one(Model, found.id, with_for_update={"of": Model}, populate_existing=True)
 
 
 def _dataset(session: Session, project_id: str, id: str, param: str) -> Dataset:

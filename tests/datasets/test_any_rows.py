@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -97,6 +98,24 @@ def test_what_was_repaired_has_as_many_bad_rows_less(rows: list[Any], options: O
         mended = b"".join(repaired(folder / "rows.jsonl", "rows.jsonl", options))
         again = look(folder, mended, options, "mended.jsonl")
         assert again.bad_rows == found.bad_rows - found.repairable_rows
+
+
+@pytest.mark.parametrize("depth", [100, 300, 1000, 1100, 100_000])
+@pytest.mark.parametrize("array", [False, True])
+def test_rows_that_nest_deeply_raise_nothing(tmp_path: Path, depth: int, array: bool) -> None:
+    nest = b"[" * depth + b"]" * depth
+    message = b'{"role": "user", "content": %s}'
+    call = b'{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": %s}}}]}' % nest
+    rows = [
+        b'{"instruction": "a", "output": 1, "x": %s}' % nest,
+        b'{"messages": [%s, {"role": "assistant", "content": "b"}], "tools": %s}' % (message % b"5", nest),
+        b'{"messages": [%s, %s]}' % (message % b'"a"', call),
+    ]
+    for row in rows:
+        options = Options("auto", "auto", {}, {}, "drop")
+        found = look(tmp_path, b"[" + row + b"]" if array else row, options)
+        assert found.rows == 1
+        list(repaired(tmp_path / "rows.jsonl", "rows.jsonl", options))
 
 
 def _is_writable(row: Any) -> bool:
