@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import re
+import unicodedata
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.trainer.conftest import chat
 from worker.trainer.data.conversation import Message
@@ -61,6 +64,27 @@ def test_assistant_turns_and_their_end_tokens_are_learned_and_nothing_else(
 ) -> None:
     [[example]] = examples(tokenizer, template, chat("Hello.", "Hi, you.", "Bye?", "Bye! 再见", system="Be kind."))
     assert learned(tokenizer, example) == ["Hi, you.<|im_end|>", "Bye! 再见<|im_end|>"]
+
+
+# Every character there is, but those that could make up a special token.
+SAID = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<|>"), min_size=1, max_size=40).filter(
+    str.strip
+)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    said=st.lists(SAID, min_size=2, max_size=6).filter(lambda said: len(said) % 2 == 0),
+    template=st.sampled_from(TEMPLATES),
+)
+def test_what_is_learned_decodes_to_what_was_said(tokenizer: Any, said: list[str], template: str | None) -> None:
+    [[example]] = examples(tokenizer, template, chat(*said))
+    # The tokenizer normalises to NFC, as Qwen2's does.
+    answers = [unicodedata.normalize("NFC", f"{answer}<|im_end|>") for answer in said[1::2]]
+    assert learned(tokenizer, example) == answers
+    other = with_template(tokenizer, template or tokenizer.chat_template)
+    text = other.apply_chat_template(chat(*said), tokenize=False)
+    assert tokenizer.decode(example.token_ids) == unicodedata.normalize("NFC", text)
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=NAMES)
