@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from demo.service import ask
-from tests.conftest import eventually
+from tests.conftest import DEMO_BASE, eventually
 from tests.system.service import Service
 
 # Enough steps that a kill falls in the middle; nothing is deployed, for these are about training.
@@ -64,9 +68,15 @@ def test_a_dataset_cannot_go_while_a_job_uses_it(running: Service, rows: bytes) 
     assert running.client.delete(f"/datasets/{dataset}").status_code == 204
 
 
-def test_a_loss_that_is_not_finite_ends_the_job_with_advice(running: Service, dataset: str) -> None:
-    hot = {"learning_rate": 1.0, "warmup_ratio": 0, "scheduler": "constant"}
-    job = running.ended(running.create(dataset, hyperparameters=hot, method={"alpha": 60000}))
+def test_a_loss_that_is_not_finite_ends_the_job_with_advice(running: Service, dataset: str, tmp_path: Path) -> None:
+    """By a broken weight: what overflows at a high learning rate differs from processor to processor."""
+    folder = shutil.copytree(DEMO_BASE, tmp_path / "broken")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    answer = running.client.post("/models", json={"name": "broken", "source": str(folder)})
+    assert answer.status_code == 201, answer.text
+    job = running.ended(running.create(dataset, base_model="broken"))
     assert (job["status"], job["error"]["code"]) == ("failed", "loss_not_finite")
     assert "learning_rate" in job["error"]["hint"]
     assert outcomes(job) == ["failed"]
