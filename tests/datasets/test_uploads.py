@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 import socket
 import threading
@@ -12,7 +14,10 @@ from urllib.parse import urlsplit
 
 import httpx
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -279,3 +284,41 @@ def test_memory_does_not_grow_with_the_file(client: httpx.Client, array: bool) -
     for dataset in (warm, made):
         client.delete(f"/datasets/{dataset.json()['id']}")
     assert peak - idle < 100 * 2**20
+
+
+def parquet(rows: list[dict[str, str]]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue()
+
+
+def table(rows: list[dict[str, str]], separator: str) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), delimiter=separator)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, zstandard.compress], ids=["plain", "gzip", "zstd"])
+@pytest.mark.parametrize("form", [False, True])
+@pytest.mark.parametrize("container", ["json", "jsonl", "csv", "tsv", "parquet"])
+def test_every_container_comes_in_both_ways(
+    client: httpx.Client, container: str, form: bool, compress: Callable[[bytes], bytes]
+) -> None:
+    rows = [new_row() | {"instruction": f"line\n{number}"} for number in range(300)]
+    written = {
+        "json": lambda: json.dumps(rows).encode(),
+        "jsonl": lambda: jsonl(rows),
+        "csv": lambda: table(rows, ","),
+        "tsv": lambda: table(rows, "\t"),
+        "parquet": lambda: parquet(rows),
+    }
+    content, name = compress(written[container]()), f"rows.{container}"
+    if form:
+        response = client.post("/datasets", files={"file": (name, content)})
+    else:
+        response = client.post("/datasets", params={"name": name}, content=content)
+    assert response.json()["container"] == container, response.text
+    read = [row["messages"][0]["content"] for row in canonical(response)]
+    assert read == [f"{row['instruction']}\n{row['input']}" for row in rows]
