@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from msgspec import Struct
-
-from app.datasets.formats.layout import Field, Layout, Place, Reader, has, labelled, read_tools, struct
+from app.datasets.formats.layout import Field, Layout, Place, Reader, has, labelled, labels, read_tools, shape
 from app.datasets.turns import Message, Row
 
 COLUMNS = {
@@ -50,12 +48,6 @@ def _chat(row: Any, layout: Layout) -> Row:
     return Row(messages, read_tools(row.tools, layout.keys["tools"]))
 
 
-def _labels(row: Any, layout: Layout) -> Row:
-    made = _chat(row, layout)
-    made.label = row.kto_tag
-    return made
-
-
 def _preference(row: Any, layout: Layout) -> Row:
     chosen, rejected = [Message("assistant", row.chosen)], [Message("assistant", row.rejected)]
     return Row(_question(row, layout), read_tools(row.tools, layout.keys["tools"]), chosen, rejected)
@@ -77,13 +69,6 @@ def _place(row: Any, layout: Layout, place: Place) -> str:
     return layout.keys["prompt"] if index == 2 * earlier else layout.keys["response"]
 
 
-def _shape(kind: str) -> Any:
-    def shape(layout: Layout) -> type[Struct]:
-        return struct("AlpacaRow", FIELDS[kind], layout)
-
-    return shape
-
-
 def _is_preference(layout: Layout, row: Mapping[str, Any]) -> bool:
     return has(layout, row, "prompt") and (has(layout, row, "chosen") or has(layout, row, "rejected"))
 
@@ -98,7 +83,7 @@ READERS = (
         "preference",
         COLUMNS | ANSWERS,
         _is_preference,
-        _shape("preference"),
+        shape("AlpacaRow", FIELDS["preference"]),
         _preference,
         _place,
         "'instruction', 'chosen' and 'rejected'",
@@ -108,18 +93,27 @@ READERS = (
         "labels",
         COLUMNS | {"kto_tag": "label"},
         lambda layout, row: _is_chat(layout, row) and labelled(layout, row),
-        _shape("labels"),
-        _labels,
+        shape("AlpacaRow", FIELDS["labels"]),
+        labels(_chat),
         _place,
         "'instruction', 'output' and a boolean 'label'",
     ),
-    Reader("alpaca", "chat", COLUMNS, _is_chat, _shape("chat"), _chat, _place, "'instruction' and 'output'"),
+    Reader(
+        "alpaca",
+        "chat",
+        COLUMNS,
+        _is_chat,
+        shape("AlpacaRow", FIELDS["chat"]),
+        _chat,
+        _place,
+        "'instruction' and 'output'",
+    ),
     Reader(
         "alpaca",
         "prompts",
         COLUMNS,
         lambda layout, row: has(layout, row, "prompt"),
-        _shape("prompts"),
+        shape("AlpacaRow", FIELDS["prompts"]),
         _prompts,
         _place,
         "'instruction'",

@@ -64,6 +64,22 @@ def struct(name: str, fields: list[Field], layout: Layout) -> type[Struct]:
     return msgspec.defstruct(name, fields, rename={field[0]: layout.keys.get(field[0], field[0]) for field in fields})
 
 
+def shape(name: str, fields: list[Field]) -> Callable[[Layout], type[Struct]]:
+    """A `Reader.shape` with the same fields in every layout."""
+    return lambda layout: struct(name, fields, layout)
+
+
+def labels(chat: Callable[[Any, Layout], Row]) -> Callable[[Any, Layout], Row]:
+    """A `Reader.read` for chat rows that carry a label."""
+
+    def read(row: Any, layout: Layout) -> Row:
+        made = chat(row, layout)
+        made.label = row.kto_tag
+        return made
+
+    return read
+
+
 def has(layout: Layout, row: Mapping[str, Any], *names: str) -> bool:
     """Whether the row has all of these fields."""
     return all(layout.keys[name] in row for name in names)

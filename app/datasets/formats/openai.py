@@ -15,9 +15,10 @@ from app.datasets.formats.layout import (
     Reader,
     has,
     labelled,
+    labels,
     read_call,
     read_tools,
-    struct,
+    shape,
 )
 from app.datasets.turns import Message, Role, Row, ToolCall
 
@@ -122,12 +123,6 @@ def _chat(row: Any, layout: Layout) -> Row:
     return Row(read_messages(row.messages, layout.keys["messages"]), _tools(row, layout))
 
 
-def _labels(row: Any, layout: Layout) -> Row:
-    made = _chat(row, layout)
-    made.label = row.kto_tag
-    return made
-
-
 def _prompts(row: Any, layout: Layout) -> Row:
     made = _chat(row, layout)
     made.reference = row.reference
@@ -161,13 +156,6 @@ FIELDS: dict[str, list[Field]] = {
 }
 
 
-def _shape(kind: str) -> Any:
-    def shape(layout: Layout) -> type[Struct]:
-        return struct("OpenAIRow", FIELDS[kind], layout)
-
-    return shape
-
-
 def _canonical_shape(layout: Layout) -> type[Row]:
     """Rows that are canonical as they stand, as most are: without tools, in messages of canonical roles and fields."""
     rename = {name: layout.keys[name] for name in ("messages", "tools")}
@@ -183,7 +171,7 @@ READERS = (
         "preference",
         PREFERENCE,
         lambda layout, row: has(layout, row, "chosen") or has(layout, row, "rejected"),
-        _shape("preference"),
+        shape("OpenAIRow", FIELDS["preference"]),
         _preference,
         _preference_place,
         "'input', 'preferred_output' and 'non_preferred_output'",
@@ -193,8 +181,8 @@ READERS = (
         "labels",
         COLUMNS | {"kto_tag": "label"},
         lambda layout, row: has(layout, row, "messages") and labelled(layout, row),
-        _shape("labels"),
-        _labels,
+        shape("OpenAIRow", FIELDS["labels"]),
+        labels(_chat),
         _place,
         "'messages' and a boolean 'label'",
     ),
@@ -203,7 +191,7 @@ READERS = (
         "chat",
         COLUMNS,
         lambda layout, row: has(layout, row, "messages"),
-        _shape("chat"),
+        shape("OpenAIRow", FIELDS["chat"]),
         _chat,
         _place,
         "'messages', a list of 'role' and 'content'",
@@ -214,7 +202,7 @@ READERS = (
         "prompts",
         COLUMNS | {"reference": "reference"},
         lambda layout, row: has(layout, row, "messages"),
-        _shape("prompts"),
+        shape("OpenAIRow", FIELDS["prompts"]),
         _prompts,
         _place,
         "'messages' that end with a user's turn",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import GenericAlias
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from app.datasets.formats.layout import (
     Reader,
     has,
     labelled,
+    labels,
     read_call,
     read_tools,
     struct,
@@ -89,12 +91,6 @@ def _chat(row: Any, layout: Layout) -> Row:
     return Row(messages, read_tools(row.tools, layout.keys["tools"]))
 
 
-def _labels(row: Any, layout: Layout) -> Row:
-    made = _chat(row, layout)
-    made.label = row.kto_tag
-    return made
-
-
 def _preference(row: Any, layout: Layout) -> Row:
     made = _chat(row, layout)
     made.chosen = _messages([row.chosen], layout.keys["chosen"], layout.tags)
@@ -119,7 +115,7 @@ def _shape(kind: str) -> Any:
             "labels": [("kto_tag", bool)],
         }
         optional: list[Field] = [("system", str | None, None), *((name, Any, None) for name in ("tools", *MEDIA))]
-        return struct("ShareGPTRow", [("messages", list[turn]), *more[kind], *optional], layout)  # type: ignore[valid-type]
+        return struct("ShareGPTRow", [("messages", GenericAlias(list, (turn,))), *more[kind], *optional], layout)
 
     return shape
 
@@ -153,7 +149,7 @@ READERS = (
         COLUMNS | {"kto_tag": "label"},
         lambda layout, row: _is_chat(layout, row) and labelled(layout, row),
         _shape("labels"),
-        _labels,
+        labels(_chat),
         _place,
         "'conversations' and a boolean 'label'",
     ),

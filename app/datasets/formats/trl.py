@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from msgspec import Struct
-
-from app.datasets.formats.layout import Field, Layout, Place, Reader, has, labelled, read_tools, split_answers, struct
+from app.datasets.formats.layout import (
+    Field,
+    Layout,
+    Place,
+    Reader,
+    has,
+    labelled,
+    labels,
+    read_tools,
+    shape,
+    split_answers,
+)
 from app.datasets.formats.openai import WireMessage, read_messages
 from app.datasets.turns import Message, Role, Row
 
@@ -30,12 +39,6 @@ def _chat(row: Any, layout: Layout) -> Row:
         row.completion, "assistant", layout.keys["completion"]
     )
     return Row(messages, read_tools(row.tools, layout.keys["tools"]))
-
-
-def _labels(row: Any, layout: Layout) -> Row:
-    made = _chat(row, layout)
-    made.label = row.kto_tag
-    return made
 
 
 def _preference(row: Any, layout: Layout) -> Row:
@@ -67,13 +70,6 @@ def _place(row: Any, layout: Layout, place: Place) -> str:
     return f"{layout.keys[name]}[{index}]" + (".content" if place.content else "")
 
 
-def _shape(kind: str) -> Any:
-    def shape(layout: Layout) -> type[Struct]:
-        return struct("TRLRow", FIELDS[kind], layout)
-
-    return shape
-
-
 TOOLS = {"tools": "tools"}
 READERS = (
     Reader(
@@ -81,7 +77,7 @@ READERS = (
         "preference",
         {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"} | TOOLS,
         lambda layout, row: has(layout, row, "chosen", "rejected"),
-        _shape("preference"),
+        shape("TRLRow", FIELDS["preference"]),
         _preference,
         _place,
         "'prompt', 'chosen' and 'rejected'",
@@ -91,8 +87,8 @@ READERS = (
         "labels",
         {"prompt": "prompt", "completion": "completion", "kto_tag": "label"} | TOOLS,
         lambda layout, row: has(layout, row, "prompt", "completion") and labelled(layout, row),
-        _shape("labels"),
-        _labels,
+        shape("TRLRow", FIELDS["labels"]),
+        labels(_chat),
         _place,
         "'prompt', 'completion' and a boolean 'label'",
     ),
@@ -101,7 +97,7 @@ READERS = (
         "chat",
         {"prompt": "prompt", "completion": "completion"} | TOOLS,
         lambda layout, row: has(layout, row, "prompt", "completion"),
-        _shape("chat"),
+        shape("TRLRow", FIELDS["chat"]),
         _chat,
         _place,
         "'prompt' and 'completion'",
@@ -111,7 +107,7 @@ READERS = (
         "prompts",
         {"prompt": "prompt", "reference": "reference"} | TOOLS,
         lambda layout, row: has(layout, row, "prompt"),
-        _shape("prompts"),
+        shape("TRLRow", FIELDS["prompts"]),
         _prompts,
         _place,
         "'prompt'",
