@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,21 @@ def stored(service: str) -> Callable[[], set[str]]:
     root = get_settings().home / "blobs"
 
     def listing() -> set[str]:
-        found = (path for path in root.rglob("*") if path.is_file() or path.parent.name == "incoming")
-        return {str(Path(path).relative_to(root)) for path in found}
+        found: list[Path] = []
+        for folder, folders, files in os.walk(root):  # which passes over what is removed meanwhile
+            received = folders if Path(folder).name == "incoming" else []
+            found += [Path(folder, name) for name in [*received, *files]]
+        return {str(path.relative_to(root)) for path in found}
 
     return listing
+
+
+@pytest.fixture
+def limit(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets BURNISH_MAX_DECOMPRESSED_BYTES."""
+    from app.settings import get_settings
+
+    def limited(size: int) -> None:
+        monkeypatch.setattr(get_settings(), "max_decompressed_bytes", size)
+
+    return limited

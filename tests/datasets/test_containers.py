@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import csv
-import datetime
-import decimal
 import gzip
 import io
 import json
 import random
-import resource
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -17,61 +14,17 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.datasets import containers
-from app.datasets.containers import Unreadable, explain, json_rows, open_container, parquet_rows, tables
-from app.settings import get_settings
+from app.datasets.containers import Unreadable, json_rows, open_container, tables
+from tests.datasets.containers import parquet, read, values, zstd
 from tests.datasets.helpers import ROW, jsonl
 
 ONE = json.dumps(ROW).encode()
 TEXT_SUFFIXES = ["jsonl", "json", "csv", "tsv", "txt", "md", "parquet", ""]
-
-
-def zstd(content: bytes) -> bytes:
-    return zstandard.ZstdCompressor().compress(content)
-
-
-def value_of(raw: Any) -> Any:
-    """A row as the formats see it: JSON text parsed, or explained."""
-    if not isinstance(raw, bytes):
-        return raw
-    try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return explain(raw)
-
-
-def read(folder: Path, content: bytes, filename: str | None = None) -> tuple[str, list[tuple[int, Any]]]:
-    """The name and the rows of a file that holds `content`."""
-    path = folder / "upload"
-    path.write_bytes(content)
-    with open_container(path, filename) as container:
-        return container.name, [(line, value_of(raw)) for line, raw in container.rows]
-
-
-def values(folder: Path, content: bytes, filename: str | None = None) -> list[Any]:
-    return [value for _, value in read(folder, content, filename)[1]]
-
-
-def parquet(table: pa.Table, **options: Any) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, **options)
-    return sink.getvalue()
-
-
-@pytest.fixture
-def limit(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Sets BURNISH_MAX_DECOMPRESSED_BYTES."""
-
-    def limited(size: int) -> None:
-        monkeypatch.setattr(get_settings(), "max_decompressed_bytes", size)
-
-    return limited
 
 
 @pytest.mark.parametrize(
@@ -369,85 +322,6 @@ def test_a_file_that_unpacks_to_more_than_the_limit_is_cut_there(
     assert [type(value) for value in found[:-1]] == [dict, dict]
     assert (found[-1].code, found[-1].final) == ("too_large", True)
     assert "300000 bytes" in found[-1].message
-
-
-@pytest.mark.parametrize("compress", [bytes, gzip.compress, zstd])
-def test_parquet_is_told_by_its_first_bytes(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
-    rows = [ROW, ROW | {"input": None}] * 3000
-    found = read(tmp_path, compress(parquet(pa.Table.from_pylist(rows), row_group_size=1000)), "a.txt")
-    assert found == ("parquet", list(enumerate(rows, 1)))
-
-
-def test_parquet_values_that_json_has_not_become_text(tmp_path: Path) -> None:
-    row = {
-        "bytes": "你".encode(),
-        "time": datetime.datetime(2026, 1, 2, 3, 4, 5),
-        "day": datetime.date(2026, 1, 2),
-        "price": decimal.Decimal("1.50"),
-        "nan": float("nan"),
-        "turns": [{"role": "user", "content": "Hi"}],
-    }
-    [found] = values(tmp_path, parquet(pa.Table.from_pylist([row])))
-    assert found == row | {
-        "bytes": "你",
-        "time": "2026-01-02T03:04:05",
-        "day": "2026-01-02",
-        "price": "1.50",
-        "nan": None,
-    }
-
-
-def test_bad_rows_of_parquet_hide_none_after_them(tmp_path: Path) -> None:
-    broken = pa.array([b"a", b"\xff", b"c"]).view(pa.string())
-    table = pa.table({"a": broken, "b": pa.array([b"a", b"b", b"\xff"])})
-    found = values(tmp_path, parquet(table))
-    assert found[0] == {"a": "a", "b": "a"}
-    assert [(value.code, value.final) for value in found[1:]] == [("invalid_utf8", False), ("unreadable_value", False)]
-
-
-def test_parquet_values_that_python_cannot_hold_lose_nanoseconds_or_their_row(tmp_path: Path) -> None:
-    times, far = pa.array([1_000_000_001, 2], pa.timestamp("ns")), pa.array([0, 2**62], pa.timestamp("us"))
-    found = values(tmp_path, parquet(pa.table({"at": times, "far": far})))
-    assert found[0] == {"at": "1970-01-01T00:00:01", "far": "1970-01-01T00:00:00"}
-    assert (found[1].code, found[1].final) == ("unreadable_value", False)
-
-
-def test_parquet_with_a_name_twice_is_refused(tmp_path: Path) -> None:
-    [problem] = values(tmp_path, parquet(pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])))
-    assert (problem.code, problem.final) == ("unreadable_file", True)
-    assert "same name" in problem.message
-
-
-def test_damaged_parquet_is_one_more_row_at_most(tmp_path: Path) -> None:
-    noise = random.Random(1)
-    content = parquet(pa.Table.from_pylist([{"a": noise.randbytes(20).hex(), "b": [1, 2]} for _ in range(3000)]))
-    for place in (None, 4, 40, len(content) // 2, len(content) - 300, len(content) - 6):
-        damaged = content[:-100] if place is None else content[:place] + noise.randbytes(16) + content[place + 16 :]
-        problems = [value for value in values(tmp_path, damaged) if isinstance(value, Unreadable)]
-        assert all(problem.code in {"unreadable_file", "invalid_utf8"} for problem in problems), place
-        assert sum(problem.final for problem in problems) <= 1
-
-
-def test_parquet_that_decodes_to_more_than_the_limit_is_cut_there(tmp_path: Path, limit: Callable[[int], None]) -> None:
-    limit(3_000_000)
-    content = parquet(pa.table({"a": pa.array(["x" * 1000] * 200_000)}))
-    assert len(content) < 30_000
-    found = values(tmp_path, content)
-    assert 1000 < len(found) < 3000
-    assert (found[-1].code, found[-1].final) == ("too_large", True)
-
-
-def test_parquet_that_takes_too_much_memory_ends_its_own_process_only(tmp_path: Path) -> None:
-    # A dictionary of one value, and rows that are that value: a few kilobytes that decode to 60 GB.
-    values_once = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["x" * 60_000_000]))
-    content = parquet(pa.table({"a": values_once}), compression="zstd", store_schema=False)
-    assert len(content) < 100_000
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    [problem] = values(tmp_path, content)
-    assert (problem.code, problem.final) == ("unreadable_file", True)
-    assert "memory" in problem.message
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 <= parquet_rows.MEMORY_BYTES
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
 
 def test_leaving_a_container_early_leaves_nothing_behind(tmp_path: Path) -> None:
