@@ -14,6 +14,7 @@ import pytest
 
 from app.datasets.canonical import SCHEMAS
 from app.settings import get_settings
+from tests.conftest import IN_CI
 from tests.engine.conftest import make_house
 from tests.trainer.test_render import CALLED, CHATML, CHATML_MARKED, LLAMA3, PARTS, QWEN3, TALK, TOOLS, turn
 from worker.engine import vllm
@@ -23,7 +24,9 @@ from worker.trainer.data.conversation import Message
 from worker.trainer.data.kinds import examples
 from worker.trainer.data.render import Plan, Template, plan_prompt, render
 
-pytestmark = pytest.mark.skipif(not vllm.is_installed(get_settings()), reason="vLLM is not installed in .venv-vllm")
+pytestmark = pytest.mark.skipif(
+    not (IN_CI or vllm.is_installed(get_settings())), reason="vLLM is not installed in .venv-vllm"
+)
 START_SECONDS = 300.0
 
 # Shows whatever a template could see of the messages, and in which order.

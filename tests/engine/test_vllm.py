@@ -12,11 +12,13 @@ import pytest
 
 from app.models.tables import Engine
 from app.settings import get_settings
-from tests.conftest import eventually
+from tests.conftest import IN_CI, eventually
 from tests.engine.conftest import House, engine_processes, make_house
 from worker.engine import client, vllm
 
-pytestmark = pytest.mark.skipif(not vllm.is_installed(get_settings()), reason="vLLM is not installed in .venv-vllm")
+pytestmark = pytest.mark.skipif(
+    not (IN_CI or vllm.is_installed(get_settings())), reason="vLLM is not installed in .venv-vllm"
+)
 IDS = [5, 120, 340, 77, 900, 41]
 START_SECONDS = 300.0
 

@@ -105,7 +105,9 @@ def test_a_client_that_hangs_up_ends_the_generation(running: Service, tuned: dic
     }
     if stream:
         with running.client.stream("POST", "/v1/chat/completions", json=body) as answer:
-            next(answer.iter_lines())  # that it runs is not asked of the metrics, which may lag behind its end
+            lines = answer.iter_lines()  # kept: an iterator that is dropped closes the connection
+            next(lines)
+            eventually(lambda: requests_running() == 1, 5, "the generation's own count")
     else:
         with pytest.raises(httpx.ReadTimeout):
             running.client.post("/v1/chat/completions", json=body, timeout=1.0)
