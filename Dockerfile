@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 
-# The API and housekeeping: no torch.
+# The API, the processes that render rows for it, and housekeeping: no torch.
 FROM python:3.11-slim AS service
 RUN apt-get update && apt-get install --yes --no-install-recommends curl && rm -rf /var/lib/apt/lists/*
 WORKDIR /burnish
@@ -10,7 +10,7 @@ COPY app app
 COPY worker worker
 COPY migrations migrations
 COPY demo demo
-RUN pip install --no-cache-dir --constraint requirements/constraints.txt --editable .
+RUN pip install --no-cache-dir --constraint requirements/constraints.txt --editable '.[render]'
 ENTRYPOINT ["burnish"]
 
 # Training: torch for the GPU, PEFT, transformers.

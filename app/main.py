@@ -16,7 +16,6 @@ import app.datasets.report_endpoints
 import app.jobs.endpoints
 import app.models.endpoints
 from app.chat.gateway import upstream_client
-from app.datasets import rendering
 from app.kit import handlers
 from app.kit.database import DEFAULT_PROJECT
 from app.kit.guards import BodyLimit, LoopbackOnly
@@ -29,7 +28,6 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with upstream_client() as client:
         app.state.upstream = client
         yield
-    await anyio.to_thread.run_sync(rendering.close)
 
 
 def create_app() -> FastAPI:

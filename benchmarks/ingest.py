@@ -101,7 +101,7 @@ def parse(file: Path, load: Callable[[bytes], object]) -> None:
 
 
 def upload(file: Path, home: Path) -> tuple[float, float, float]:
-    """(seconds, memory of the API process before, its peak), memory in MB."""
+    """(seconds, memory of the API before, its peak), memory in MB, that of the processes which check uploads with it."""
     limit = str(file.stat().st_size + 1)
     environment = {"BURNISH_HOME": str(home), "BURNISH_ENGINE": "embedded", "BURNISH_MAX_UPLOAD_BYTES": limit}
     process, url = start_service(environment)
@@ -111,11 +111,11 @@ def upload(file: Path, home: Path) -> tuple[float, float, float]:
         with httpx.Client(base_url=url, timeout=3600) as client:
             warm = b"".join(orjson.dumps({"instruction": str(number), "output": "a"}) + b"\n" for number in range(1000))
             client.post("/datasets", content=warm).raise_for_status()
-            idle, stop, seen = api.memory_info().rss, threading.Event(), [0]
+            idle, stop, seen = memory(api), threading.Event(), [0]
 
             def watch() -> None:
                 while not stop.wait(0.02):
-                    seen.append(max(seen.pop(), api.memory_info().rss))
+                    seen.append(max(seen.pop(), memory(api)))
 
             watcher = threading.Thread(target=watch)
             watcher.start()
@@ -126,6 +126,11 @@ def upload(file: Path, home: Path) -> tuple[float, float, float]:
         os.killpg(process.pid, signal.SIGINT)
         process.wait()
     return seconds, idle / 1e6, seen[0] / 1e6
+
+
+def memory(process: psutil.Process) -> int:
+    """Bytes that a process and those below it hold."""
+    return sum(each.memory_info().rss for each in [process, *process.children(recursive=True)])
 
 
 def chunks(file: Path) -> Iterator[bytes]:

@@ -24,6 +24,8 @@ MEDIA = ("images", "videos", "audios")
 COMMON_COLUMNS = ("system", "tools", "chosen", "rejected", "kto_tag")
 ALPACA_COLUMNS = ("prompt", "query", "response", "history", *COMMON_COLUMNS)
 TURNS_COLUMNS = ("messages", *COMMON_COLUMNS)
+# What rows can do without.
+OPTIONAL_COLUMNS = ("query", "history", "system", "tools")
 COLUMNS = (*ALPACA_COLUMNS, "messages", *MEDIA)
 
 # What OpenAI's messages are called, in the words of ShareGPT's tags.
@@ -163,31 +165,35 @@ def local_files(folder: Path, file_name: str) -> list[Path]:
     return files
 
 
-def _meaning(entry: Entry) -> tuple[str, str, dict[str, str], dict[str, str]]:
+def _meaning(entry: Entry) -> tuple[str, str, dict[str, str | None], dict[str, str]]:
     """Format, kind, columns and tags."""
-    columns = entry.columns or {}
-    kind = "preference" if entry.ranking else "labels" if "kto_tag" in columns else "chat"
+    named = entry.columns or {}
+    kind = "preference" if entry.ranking else "labels" if "kto_tag" in named else "chat"
     if entry.formatting == "alpaca":
         # Nothing but the prompt is read: LLaMA-Factory's way to say pretraining.
-        if kind == "chat" and list(columns) == ["prompt"]:
-            return "text", "text", {"text": columns["prompt"]}, {}
-        return "alpaca", kind, _read(entry, columns, ALPACA_COLUMNS), {}
-    columns = _read(entry, columns, TURNS_COLUMNS)
+        if kind == "chat" and list(named) == ["prompt"]:
+            return "text", "text", {"text": named["prompt"]}, {}
+        return "alpaca", kind, _read(entry, ALPACA_COLUMNS), {}
+    columns = _read(entry, TURNS_COLUMNS)
     if entry.formatting == "sharegpt":
         return "sharegpt", kind, columns, entry.tags
     if entry.tags and entry.columns is None:
         columns = {"messages": "conversations"}  # LLaMA-Factory's default, whatever the formatting
     renamed = any(entry.tags.get(tag, name) != name for tag, name in OPENAI_TAGS.items())
-    if renamed or entry.ranking or "system" in columns:
+    if renamed or entry.ranking or "system" in named:
         # OpenAI's format has one shape; LLaMA-Factory's `openai` is ShareGPT's with other tags.
         return "sharegpt", kind, {"messages": "messages", **columns}, OPENAI_TAGS | entry.tags
     return "openai", kind, columns, {}
 
 
-def _read(entry: Entry, columns: dict[str, str], names: tuple[str, ...]) -> dict[str, str]:
-    """Those columns that LLaMA-Factory reads: of this formatting, and the pair only where rows are ranked."""
+def _read(entry: Entry, names: tuple[str, ...]) -> dict[str, str | None]:
+    """Those columns that LLaMA-Factory reads: of this formatting, and the pair only where rows are ranked; where there are
+    `columns`, nothing that they do not name."""
+    if entry.columns is None:
+        return {}
     unread = ("response", "kto_tag") if entry.ranking else ("chosen", "rejected")
-    return {name: column for name, column in columns.items() if name in names and name not in unread}
+    read = {name: column for name, column in entry.columns.items() if name in names and name not in unread}
+    return dict.fromkeys(name for name in names if name in OPTIONAL_COLUMNS) | read
 
 
 def _no_unknown(value: dict[str, Any], known: tuple[str, ...], prefix: str) -> None:

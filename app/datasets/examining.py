@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
-import orjson
 
-from app.datasets.canonical import RowsWriter, Sink
-from app.datasets.containers import Unreadable, open_container
+from app.datasets.containers import Container
 from app.datasets.formats.layout import Reader
 from app.datasets.mending import mend
 from app.datasets.problems import CODES, Problem, problem
 from app.datasets.reading import Options, Read, RowReader
-from app.datasets.statistics import LONG_ROW_CHARACTERS, MAX_LISTED, Statistics, texts
+from app.datasets.statistics import LONG_ROW_CHARACTERS, MAX_LISTED, Statistics
 
 MAX_BAD_ROWS = 100_000
 
 
 class Findings(NamedTuple):
-    """What reading a file found. `refused` says in words why there can be no dataset of it, or is None."""
+    """What reading a file found. `refused` says in words why there can be no dataset of it, or is None; then `format` and
+    `kind` may be None too."""
 
-    reader: Reader | None
+    format: str | None
+    kind: str | None
     container: str
     rows: int
     bad_rows: int
@@ -58,11 +57,11 @@ class Listing:
         return [msgspec.to_builtins(found) | {"count": self.counts[found.code]} for found in ordered]
 
 
-def examine(path: Path, filename: str | None, options: Options, folder: Path) -> Findings:
-    """Reads the file at `path` and checks every row. The problems are written to `folder`/problems, a JSON object a line."""
+def examine(container: Container, options: Options, folder: Path) -> Findings:
+    """Reads a container and checks every row. The problems are written to `folder`/problems, a JSON object a line."""
     statistics = Statistics(folder / "fingerprints")
     bad, repairable, complete = 0, 0, True
-    with open_container(path, filename) as container, (folder / "problems").open("wb") as file:
+    with (folder / "problems").open("wb") as file:
         rows, listing = RowReader(container, options), Listing(file)
         for read in rows:
             if isinstance(read.row, Problem):
@@ -81,7 +80,8 @@ def examine(path: Path, filename: str | None, options: Options, folder: Path) ->
         refused = _refusal(rows.reader, statistics, listing, bad, complete and options.on_bad_rows == "drop")
     labels = statistics.labels
     return Findings(
-        reader=rows.reader,
+        format=rows.reader.format if rows.reader else None,
+        kind=rows.reader.kind if rows.reader else None,
         container=rows.container,
         rows=statistics.rows + bad,
         bad_rows=bad,
@@ -97,33 +97,6 @@ def examine(path: Path, filename: str | None, options: Options, folder: Path) ->
         },
         refused=refused,
     )
-
-
-def write_rows(path: Path, filename: str | None, options: Options, sink: Sink) -> None:
-    """Writes the canonical rows of a file that was examined under these options; bad rows are left out."""
-    with open_container(path, filename) as container, ExitStack() as stack:
-        rows = RowReader(container, options)
-        writer: RowsWriter | None = None
-        for read in rows:
-            if isinstance(read.row, Problem):
-                continue
-            if writer is None:
-                assert rows.reader is not None
-                writer = stack.enter_context(RowsWriter(sink, rows.reader.kind))
-            writer.append(read.row, sum(len(text) for text in texts(read.row)))
-
-
-def repaired(path: Path, filename: str | None, options: Options) -> Iterator[bytes]:
-    """Yields a file's rows as lines of JSON, mended where they can be."""
-    with open_container(path, filename) as container:
-        rows = RowReader(container, options)
-        for read in rows:
-            mended = rows.mended(read.value, mend) if isinstance(read.row, Problem) else None
-            value = read.value if mended is None else mended
-            if isinstance(value, bytes):
-                yield b" ".join(value.split(b"\n")).strip() + b"\n"  # in JSON text a line end is but white space
-            elif not isinstance(value, Unreadable):
-                yield orjson.dumps(value, default=str) + b"\n"
 
 
 def _warnings(read: Read, characters: int, controls: bool) -> Iterator[Problem]:

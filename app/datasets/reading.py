@@ -26,7 +26,7 @@ class Options(NamedTuple):
 
     format: str
     kind: str
-    columns: dict[str, str]
+    columns: dict[str, str | None]
     tags: dict[str, str]
     on_bad_rows: str
 

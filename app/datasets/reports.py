@@ -11,7 +11,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.datasets import blobs
-from app.datasets.examining import Findings, repaired
+from app.datasets.deriving import repaired
+from app.datasets.examining import Findings
 from app.datasets.reading import Options
 from app.datasets.tables import Dataset, Report
 from app.files.tables import File

@@ -35,7 +35,7 @@ def _from_json(value: Any) -> Any:
 
 
 def _only(known: frozenset[str]) -> AfterValidator:
-    def check(value: dict[str, str]) -> dict[str, str]:
+    def check(value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
             if name not in known:
                 raise ValueError(f"'{name[:40]}' is unknown; known are {', '.join(sorted(known))}")
@@ -61,9 +61,9 @@ class UploadFields(Strict):
     )
     format: Literal["auto", FormatName] = Field("auto", description="How rows are read.")
     kind: Literal["auto", KindName] = Field("auto", description="What rows are for, where a file could be two things.")
-    columns: Annotated[dict[Key, Key], BeforeValidator(_from_json), _only(COLUMNS)] = Field(
+    columns: Annotated[dict[Key, Key | None], BeforeValidator(_from_json), _only(COLUMNS)] = Field(
         default_factory=dict,
-        description="JSON text: where the format's fields are, names as in LLaMA-Factory's dataset_info.json.",
+        description="JSON text: where the format's fields are, names as in LLaMA-Factory's dataset_info.json; null: nowhere.",
         examples=['{"prompt": "question", "response": "answer"}'],
     )
     tags: Annotated[dict[Key, Key], BeforeValidator(_from_json), _only(frozenset(TAGS))] = Field(
@@ -99,7 +99,7 @@ class DatasetOut(BaseModel):
     kind: KindName
     format: FormatName
     container: Literal["json", "jsonl", "csv", "tsv", "parquet", "text"]
-    columns: dict[str, str]
+    columns: dict[str, str | None]
     tags: dict[str, str]
     on_bad_rows: Literal["reject", "drop"]
     rows: int = Field(description="How many rows it has.")

@@ -7,15 +7,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Request
-from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
+from fastapi.concurrency import contextmanager_in_threadpool
 from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.datasets import blobs
 from app.datasets.canonical import ROWS_VERSION, read_rows
-from app.datasets.examining import Findings, examine, write_rows
+from app.datasets.deriving import write_rows
+from app.datasets.examination import Examination, examination
+from app.datasets.examining import Findings
 from app.datasets.formats import TAGS, candidates, is_text_column
 from app.datasets.reading import Options
 from app.datasets.reports import keep_refused, make_report, refusal
@@ -32,6 +35,8 @@ from app.kit.references import references
 from app.kit.uploads import HashedFile, Upload, receive
 
 DEFAULT_NAME = "dataset"
+# Uploads that wait for their check take threads of their own, not those that answer everything else.
+CREATING = CapacityLimiter(100)
 
 
 async def upload(project_id: str, request: Request) -> tuple[Dataset, bool]:
@@ -40,20 +45,35 @@ async def upload(project_id: str, request: Request) -> tuple[Dataset, bool]:
 
     Raises what `kit.uploads.receive` does, and `InvalidValue` for a wrong field or rows that cannot be trained on.
     """
-    async with contextmanager_in_threadpool(storage.incoming()) as folder:
-        received = await receive(request, folder / "file", UploadFields.model_fields)
-        return await run_in_threadpool(_create, project_id, received, folder)
+    async with (
+        contextmanager_in_threadpool(storage.incoming()) as folder,
+        contextmanager_in_threadpool(examination(folder / "file", folder)) as examining,
+    ):
+
+        def arrived(sofar: Upload) -> None:
+            try:
+                examining.arrived(*_as_asked(sofar)[1:], sofar.bytes)
+            except InvalidValue:
+                return  # is said when all has arrived: few clients listen before
+
+        received = await receive(request, folder / "file", UploadFields.model_fields, arrived)
+        return await to_thread.run_sync(_create, project_id, received, folder, examining, limiter=CREATING)
 
 
-def _create(project_id: str, received: Upload, folder: Path) -> tuple[Dataset, bool]:
+def _as_asked(received: Upload) -> tuple[UploadFields, str, Options]:
+    """The fields that came with a file, what it is called, and how it is to be read. Raises `InvalidValue`."""
     try:
         fields = UploadFields.model_validate(received.fields)
     except ValidationError as error:
         raise from_validation([{**problem, "loc": ("form", *problem["loc"])} for problem in error.errors()]) from None
     options = fields.options()
     _check_options(options)
-    filename = received.filename or fields.name or DEFAULT_NAME
-    findings = examine(folder / "file", filename, options, folder)
+    return fields, received.filename or fields.name or DEFAULT_NAME, options
+
+
+def _create(project_id: str, received: Upload, folder: Path, examining: Examination) -> tuple[Dataset, bool]:
+    fields, filename, options = _as_asked(received)
+    findings = examining.findings(filename, options, received.bytes)
     file = File(
         id=new_id("file"),
         project_id=project_id,
@@ -63,15 +83,15 @@ def _create(project_id: str, received: Upload, folder: Path) -> tuple[Dataset, b
         bytes=received.bytes,
     )
     report = make_report(file, options, findings, folder)
-    if findings.refused or findings.reader is None:
+    if findings.refused or findings.format is None or findings.kind is None:
         keep_refused(report, folder)
         raise refusal(report, findings.refused or "The file has no rows.")
     dataset = Dataset(
         id=new_id("ds"),
         project_id=project_id,
         name=fields.name or filename,
-        kind=findings.reader.kind,
-        format=findings.reader.format,
+        kind=findings.kind,
+        format=findings.format,
         container=findings.container,
         identity=_identity(received.sha256, findings, options),
         rows=findings.rows - findings.bad_rows,
@@ -93,7 +113,8 @@ def _create(project_id: str, received: Upload, folder: Path) -> tuple[Dataset, b
 def _check_options(options: Options) -> None:
     """Raises `InvalidValue` where no format has all that is asked for."""
     for param, names in (("columns", options.columns), ("tags", TAGS | options.tags if options.tags else {})):
-        if len(set(names.values())) < len(names):
+        keys = [key for key in names.values() if key is not None]
+        if len(set(keys)) < len(keys):
             raise InvalidValue(
                 f"Two of '{param}' have the same name.", param=param, hint="Give each a name of its own."
             )
@@ -115,8 +136,7 @@ def _check_options(options: Options) -> None:
 
 def _identity(sha256: str, findings: Findings, options: Options) -> str:
     """The same for the same bytes read in the same way, however the options say so."""
-    assert findings.reader is not None
-    ways = [findings.reader.format, findings.reader.kind, sorted(options.columns.items()), sorted(options.tags.items())]
+    ways = [findings.format, findings.kind, sorted(options.columns.items()), sorted(options.tags.items())]
     return hashlib.sha256(repr([sha256, *ways]).encode()).hexdigest()
 
 

@@ -48,7 +48,8 @@ class Statistics:
     def add(self, line: int, row: Row) -> tuple[int, bool]:
         """Counts a row; returns its characters, and whether there are control characters among them."""
         prompt, answer, texts = _parts(row)
-        characters = sum(map(len, texts))
+        whole = "".join(texts)
+        characters = len(whole)
         self.rows += 1
         self.turns += len(texts)
         self.characters += characters
@@ -60,7 +61,7 @@ class Statistics:
         if self._sampled < SAMPLED_CHARACTERS:
             self._sample += texts
             self._sampled += characters
-        raw = "".join(texts).encode()
+        raw = whole.encode()
         return characters, len(raw.translate(None, CONTROLS)) < len(raw)
 
     def _count_label(self, answer: Any) -> None:

@@ -69,10 +69,11 @@ class HashedFile:
         self._stream.close()
 
 
-async def receive(request: Request, path: Path, known: Collection[str]) -> Upload:
+async def receive(request: Request, path: Path, known: Collection[str], arrived: Callable[[Upload], None]) -> Upload:
     """Writes the request's file to `path`: the part `file` of a form, or the body of any other content type.
 
     `known` names the text fields that may come with it, in the query or, in any order, as parts of the form.
+    `arrived` is called, in a thread, whenever more of the file has been written, with what has come until then.
     Raises `BadRequest` (a broken or cut-off body), `TooLarge`, `InvalidValue` (an unknown, repeated or missing field).
     """
     content_type, options = parse_options_header(request.headers.get("content-type"))
@@ -84,18 +85,31 @@ async def receive(request: Request, path: Path, known: Collection[str]) -> Uploa
     if content_type == b"multipart/form-data":
         form = _Form(options.get(b"boundary"), fields, known)
     file = HashedFile(path)
+
+    def sofar() -> Upload:
+        return Upload(form.filename if form else None, dict(fields), file.bytes, file.sha256)
+
+    def write(data: bytes) -> None:
+        file.write(data)
+        file.flush()
+        arrived(sofar())
+
     try:
-        await _pump(request, file, form.feed if form else lambda chunk: [chunk], FORM_OVERHEAD_BYTES if form else 0)
+        decode, overhead = (form.feed, FORM_OVERHEAD_BYTES) if form else (lambda chunk: [chunk], 0)
+        rest = await _pump(request, file, write, decode, overhead)
+        await run_in_threadpool(file.write, rest)
         if form:
             form.finish()
         await run_in_threadpool(file.sync)
     finally:
         file.close()
-    return Upload(form.filename if form else None, fields, file.bytes, file.sha256)
+    return sofar()
 
 
-async def _pump(request: Request, file: HashedFile, decode: Decode, overhead: int) -> None:
-    """Moves the body through `decode` into `file`, in batches, within the limits."""
+async def _pump(
+    request: Request, file: HashedFile, write: Callable[[bytes], None], decode: Decode, overhead: int
+) -> bytes:
+    """Moves the body through `decode` into `file`, in batches, within the limits; returns what is left of it."""
     limit, received, pending, waiting = get_settings().max_upload_bytes, 0, list[bytes](), 0
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit + overhead:
@@ -109,13 +123,13 @@ async def _pump(request: Request, file: HashedFile, decode: Decode, overhead: in
             if received > limit + overhead or file.bytes + waiting > limit:
                 raise _too_large(limit)
             if waiting >= BATCH_BYTES:
-                await run_in_threadpool(file.write, b"".join(pending))
+                await run_in_threadpool(write, b"".join(pending))
                 pending, waiting = [], 0
     except ClientDisconnect as error:
         raise _incomplete("the connection closed before it was complete") from error
     if announced.isdecimal() and received < int(announced):
         raise _incomplete(f"{received} of {announced} bytes arrived")
-    await run_in_threadpool(file.write, b"".join(pending))
+    return b"".join(pending)
 
 
 @dataclass

@@ -17,10 +17,18 @@ from app.cli.sampling import sample
 ROLES = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
 
 
-def fields(filename: str = "rows.json", **entry: Any) -> dict[str, Any]:
+def all_fields(filename: str = "rows.json", **entry: Any) -> dict[str, Any]:
     """The upload's fields of an entry, `columns` and `tags` as objects."""
     made: dict[str, Any] = dict(upload_fields(parse("mine", {"file_name": filename, **entry}), filename))
     return {key: json.loads(value) if key in ("columns", "tags") else value for key, value in made.items()}
+
+
+def fields(filename: str = "rows.json", **entry: Any) -> dict[str, Any]:
+    """The same, without the columns that are not to be read."""
+    made = all_fields(filename, **entry)
+    if "columns" in made:
+        made["columns"] = {name: column for name, column in made["columns"].items() if column is not None}
+    return made
 
 
 def test_alpaca_is_the_default() -> None:
@@ -34,6 +42,20 @@ def test_columns_that_are_null_are_left_out() -> None:
         "kind": "chat",
         "columns": {"prompt": "question", "response": "answer", "history": "before"},
     }
+
+
+@pytest.mark.parametrize(
+    ("formatting", "columns", "unread"),
+    [
+        ("alpaca", {"prompt": "a", "response": "b"}, {"query", "history", "system", "tools"}),
+        ("alpaca", {"prompt": "a", "response": "b", "query": "c", "system": None}, {"history", "system", "tools"}),
+        ("sharegpt", {"messages": "a", "tools": "b"}, {"system"}),
+        ("alpaca", None, set()),
+    ],
+)
+def test_beside_columns_nothing_else_is_read(formatting: str, columns: dict[str, str] | None, unread: set[str]) -> None:
+    made = all_fields(formatting=formatting, columns=columns).get("columns", {})
+    assert {name for name, column in made.items() if column is None} == unread
 
 
 def test_columns_that_the_formatting_does_not_read_are_left_out() -> None:

@@ -7,6 +7,7 @@ import secrets
 from typing import Any
 
 import httpx
+import psutil
 
 from app.datasets import reports
 from app.datasets.canonical import read_rows
@@ -77,3 +78,16 @@ def expire(report: str) -> None:
     with database.writing() as session:
         session.get_one(Report, report).expires_at = database.utc_now()
     reports.remove_expired()
+
+
+def helpers(module: str) -> list[psutil.Process]:
+    """The helper processes of this process that run a module, without those that guard them."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            line = process.cmdline()
+        except psutil.Error:
+            continue
+        if line[-1:] == [module] and not any("processes.py" in word for word in line):
+            found.append(process)
+    return found

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from app.datasets.canonical import read_rows
 from app.datasets.checks import CHECKS
-from app.datasets.examining import Findings, examine, repaired, write_rows
+from app.datasets.containers import open_container
+from app.datasets.deriving import repaired, write_rows
+from app.datasets.examining import Findings, examine
 from app.datasets.formats import FORMATS
 from app.datasets.reading import Options
 
@@ -64,7 +66,8 @@ OPTIONS = st.builds(
 
 def look(folder: Path, content: bytes, options: Options, filename: str = "rows.jsonl") -> Findings:
     (folder / filename).write_bytes(content)
-    return examine(folder / filename, filename, options, folder)
+    with open_container(folder / filename, filename) as container:
+        return examine(container, options, folder)
 
 
 @settings(max_examples=1500, deadline=None)

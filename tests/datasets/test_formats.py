@@ -139,7 +139,13 @@ def test_a_row_is_recognised_and_becomes_canonical(
     [
         ({"q": "Hi", "a": "Hello"}, {"columns": {"prompt": "q", "response": "a"}}, {"messages": HI}),
         ({"text": "Hi", "category": "Hello"}, {"columns": {"prompt": "text", "response": "category"}}, {"messages": HI}),
+        (
+            {"q": "Hi", "a": "Hello", "input": "unread", "system": "unread"},
+            {"columns": {"prompt": "q", "response": "a", "query": None, "system": None}},
+            {"messages": HI},
+        ),
         ({"content": "Once"}, {"columns": {"prompt": "content"}}, {"text": "Once"}),
+        ({"content": "Once", "text": "No"}, {"columns": {"prompt": "content", "text": None}}, {"text": "Once"}),
         ({"content": "Once"}, {"columns": {"text": "content"}}, {"text": "Once"}),
         (CHAT | {"label": True}, {"kind": "chat"}, {"messages": HI}),
         ({"instruction": "Hi", "output": "Hello"}, {"kind": "prompts", "format": "alpaca"}, {"messages": ASKED,

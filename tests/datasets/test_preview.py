@@ -15,7 +15,7 @@ import pytest
 
 from app.datasets import rendering
 from tests.conftest import DEMO_BASE, eventually
-from tests.datasets.helpers import CHAT, refusal
+from tests.datasets.helpers import CHAT, helpers, refusal
 
 Upload = Callable[..., httpx.Response]
 Preview = Callable[..., httpx.Response]
@@ -152,7 +152,7 @@ def test_requests_share_two_processes(preview: Preview) -> None:
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(lambda _: preview([CHAT]).status_code, range(6)))
     assert found == [200] * 6
-    assert 1 <= len(renderers()) <= rendering.PROCESSES
+    assert 1 <= len(renderers()) <= rendering.RENDERERS.places
 
 
 def test_a_process_that_dies_of_a_request_is_replaced(preview: Preview, register: Callable[[str, str], str]) -> None:
@@ -175,13 +175,4 @@ def test_a_process_that_dies_of_a_request_is_replaced(preview: Preview, register
 
 
 def renderers() -> list[psutil.Process]:
-    """The helper processes of this process."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            line = process.cmdline()
-        except psutil.Error:
-            continue
-        if line[-1:] == ["worker.renderer"] and not any("processes.py" in word for word in line):
-            found.append(process)
-    return found
+    return helpers("worker.renderer")

@@ -19,10 +19,10 @@ from tests.engine.conftest import make_house
 from tests.trainer.test_render import CALLED, CHATML, CHATML_MARKED, LLAMA3, PARTS, QWEN3, TALK, TOOLS, turn
 from worker.engine import vllm
 from worker.renderer.preview import preview
-from worker.trainer.base import load_tokenizer
 from worker.trainer.data.conversation import Message
 from worker.trainer.data.kinds import examples
 from worker.trainer.data.render import Plan, Template, plan_prompt, render
+from worker.trainer.data.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.skipif(
     not (IN_CI or vllm.is_installed(get_settings())), reason="vLLM is not installed in .venv-vllm"

@@ -14,7 +14,10 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria, StoppingCriteriaList
+from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
+
+from worker.trainer.data.render import Template, plan_prompt
+from worker.trainer.data.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,7 @@ class EmbeddedModel:
     """Weights, tokenizer and the adapters loaded on them."""
 
     def __init__(self, path: Path, template: str | None, max_length: int) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
-        if template is not None:
-            self.tokenizer.chat_template = template
+        self.tokenizer = load_tokenizer(str(path), template)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         base = AutoModelForCausalLM.from_pretrained(path, dtype="auto", use_safetensors=True)
         self.model: Any = base.to(self.device).eval()
@@ -61,11 +62,8 @@ class EmbeddedModel:
         self.adapters.discard(name)
 
     def render(self, messages: list[dict[str, Any]]) -> list[int]:
-        """The token ids of a conversation, up to where the assistant's answer begins.
-
-        Raises jinja2's `TemplateError`, or `ValueError` where there is no template.
-        """
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        """The token ids of a conversation, up to where the assistant's answer begins. Raises `ChatTemplateError`."""
+        text = plan_prompt(Template(self.tokenizer), messages, tools=None).text
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def log_probabilities(self, adapter: str | None, ids: list[int]) -> list[float]:

@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
-from jinja2 import TemplateError
 
 from worker.engine import embedded_wire as wire
 from worker.engine.embedded_model import EmbeddedModel, Sampling
 from worker.engine.embedded_wire import Refused
+from worker.trainer.data.render import ChatTemplateError
 
 Result = TypeVar("Result")
 HANG_UP_SECONDS = 0.2
@@ -99,7 +99,7 @@ def create_app(model: EmbeddedModel, served: str) -> FastAPI:
         adapter, name = adapter_of(body.get("model")), str(body["model"])
         try:
             ids = model.render(body["messages"])
-        except (TemplateError, ValueError) as error:
+        except ChatTemplateError as error:
             raise Refused(f"The chat template refuses these messages: {error}", "messages", "invalid_value") from error
         room = _check_length(model, ids)
         limit = min(body.get("max_completion_tokens", body.get("max_tokens", room)), room)

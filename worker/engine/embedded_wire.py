@@ -121,6 +121,8 @@ def _message(value: Any) -> dict[str, Any]:
     """A message with its content as one string: parts of text are joined, other parts refused."""
     if not isinstance(value, dict) or not isinstance(value.get("role"), str):
         raise Refused("Each message must be an object with a role.", "messages", "invalid_value")
+    if value.get("tool_calls"):
+        raise Refused("The embedded engine knows no tools.", "messages", "unsupported_parameter")
     content = value.get("content")
     if isinstance(content, list):
         if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):

@@ -53,7 +53,7 @@ def _answer(work: Callable[..., Any], request: Request) -> dict[str, Any]:
 @lru_cache(maxsize=4)
 def _tokenizer(folder: str, chat_template: str | None) -> Any:
     """A tokenizer takes a second or so to load, and some tens of megabytes."""
-    from worker.trainer.base import load_tokenizer
+    from worker.trainer.data.tokenizer import load_tokenizer
 
     return load_tokenizer(folder, chat_template)
 

@@ -1,4 +1,4 @@
-"""The base model and its tokenizer, as they are read from a folder, and the precision that this machine trains in."""
+"""The base model as it is read from a folder, and the precision that this machine trains in."""
 
 from __future__ import annotations
 
@@ -7,22 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from worker.trainer.failures import Failure
-
-
-def load_tokenizer(folder: str, chat_template: str | None) -> Any:
-    """The base model's tokenizer, with a pad token and the given chat template (or its own)."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise _unreadable(folder, "tokenizer", error) from error
-    if chat_template is not None:
-        tokenizer.chat_template = chat_template
-    return tokenizer
+from worker.trainer.failures import unreadable_model
 
 
 def load_model(folder: str, dtype: torch.dtype | str) -> Any:
@@ -32,22 +19,13 @@ def load_model(folder: str, dtype: torch.dtype | str) -> Any:
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise _unreadable(folder, "weights", error) from error
+        raise unreadable_model(folder, "weights", error) from error
 
 
 def own_dtype(folder: str) -> torch.dtype:
     """The dtype that the base model's files are in, by its configuration."""
     dtype = AutoConfig.from_pretrained(folder, local_files_only=True).dtype
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
-
-
-def _unreadable(folder: str, what: str, error: Exception) -> Failure:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return Failure(
-        "model_unreadable",
-        f"The base model's {what} cannot be read from {folder}: {reason}",
-        "Register the model from a folder that transformers can load, with safetensors weights and tokenizer.json.",
-    )
 
 
 def training_dtype() -> torch.dtype | str:

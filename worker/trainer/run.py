@@ -16,12 +16,12 @@ from worker.trainer import artifacts
 from worker.trainer.base import (
     computes_bf16,
     load_model,
-    load_tokenizer,
     own_dtype,
     training_dtype,
 )
 from worker.trainer.data.render import ChatTemplateError, Example
 from worker.trainer.data.rows import read_rows, split
+from worker.trainer.data.tokenizer import load_tokenizer
 from worker.trainer.events import Emit
 from worker.trainer.failures import Failure
 from worker.trainer.loop import count_steps, train

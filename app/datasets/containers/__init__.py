@@ -13,7 +13,7 @@ from app.datasets.containers.json_rows import explain
 from app.datasets.containers.source import READ_BYTES, Broken, Limited, Peekable, Source, Unreadable, Value
 from app.settings import get_settings
 
-__all__ = ["Container", "Unreadable", "Value", "explain", "open_container"]
+__all__ = ["Container", "Unreadable", "Value", "container_of", "explain", "open_container"]
 
 # How much of a file is looked at to tell what it is.
 HEAD_BYTES = 64 * 2**10
@@ -49,31 +49,44 @@ class Container(NamedTuple):
 
 @contextmanager
 def open_container(path: Path, filename: str | None) -> Iterator[Container]:
+    """`container_of` a file that is complete, within the limit of the settings."""
+    with (
+        path.open("rb") as file,
+        container_of(file, path, filename, get_settings().max_decompressed_bytes) as container,
+    ):
+        yield container
+
+
+@contextmanager
+def container_of(source: Source, path: Path, filename: str | None, limit: int) -> Iterator[Container]:
     """Opens an upload for as long as the `with` block lasts. Whatever its bytes are, they raise nothing.
 
-    `filename` is what its sender calls it. Beside `path` a second file may be left, for a compressed Parquet.
+    `source` gives what is at `path`, which may be incomplete until `source` ends; `filename` is what its sender calls it. It may
+    unpack to `limit` bytes. Beside `path` a second file may be left, for a compressed Parquet.
     """
     with ExitStack() as opened:
-        file = Peekable(opened.enter_context(path.open("rb")))
         try:
-            name, rows = _recognise(file, path, filename, opened)
+            name, rows = _recognise(Peekable(source), path, filename, limit, opened)
         except Broken as broken:
             name, rows = "unknown", iter([(1, broken.unreadable)])
         yield Container(name, _until_broken(rows))
 
 
 def _recognise(
-    file: Peekable, path: Path, filename: str | None, opened: ExitStack
+    file: Peekable, path: Path, filename: str | None, limit: int, opened: ExitStack
 ) -> tuple[str, Iterator[tuple[int, Value]]]:
     """The container's name and rows. Raises `Broken`, as the rows do."""
-    limit, content = get_settings().max_decompressed_bytes, file
+    content = file
     if compression := compression_of(file.peek(4)):
         content = Peekable(Limited(Decompressed(file, compression), limit))
     head = content.peek(HEAD_BYTES)
     _refuse_others(head)
-    if head.startswith(PARQUET):
+    if head.startswith(PARQUET):  # which is read from its end
         if compression:
             path = _stored(content, path.with_name(path.name + ".parquet"))
+        else:
+            while content.read(READ_BYTES):
+                pass
         return "parquet", opened.enter_context(parquet.rows(path, limit))
     if head.startswith(BYTE_ORDER_MARK):
         content.read(len(BYTE_ORDER_MARK))
@@ -109,7 +122,7 @@ def _suffix(filename: str | None) -> str:
 
 
 def _stored(source: Source, path: Path) -> Path:
-    """Writes all of `source` to `path`: a Parquet file is read from its end."""
+    """Writes all of `source` to `path`."""
     with path.open("wb") as file:
         while block := source.read(READ_BYTES):
             file.write(block)

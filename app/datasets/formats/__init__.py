@@ -15,31 +15,40 @@ COLUMNS = frozenset(name for reader in READERS for name in reader.columns) | {"i
 TAGS = sharegpt.TAGS
 
 
-def candidates(format: str, kind: str, columns: Mapping[str, str], tags: Mapping[str, str]) -> Iterator[Reader]:
+Columns = Mapping[str, str | None]
+
+
+def _named(columns: Columns) -> set[str]:
+    """The fields that are somewhere."""
+    return {name for name, key in columns.items() if key is not None}
+
+
+def candidates(format: str, kind: str, columns: Columns, tags: Mapping[str, str]) -> Iterator[Reader]:
     """The readers that `format` and `kind` (`auto`: any) and the names of `columns` and `tags` leave to choose from."""
     for reader in READERS:
         asked = format in ("auto", reader.format) and kind in ("auto", reader.kind)
-        if asked and columns.keys() <= reader.columns.keys() and (not tags or reader.format == "sharegpt"):
+        if asked and _named(columns) <= reader.columns.keys() and (not tags or reader.format == "sharegpt"):
             yield reader
 
 
-def layout_of(reader: Reader, columns: Mapping[str, str], tags: Mapping[str, str], row: Mapping[str, Any]) -> Layout:
+def layout_of(reader: Reader, columns: Columns, tags: Mapping[str, str], row: Mapping[str, Any]) -> Layout:
     """Where a reader finds its fields in rows like this one."""
     keys = dict(reader.columns)
     if "kto_tag" in keys and "kto_tag" in row:
         keys["kto_tag"] = "kto_tag"
     # A key that `columns` gives to one field is not another's by default: that one is read from where nothing is.
-    free = {name: f"(no {name})" if key in columns.values() else key for name, key in keys.items()}
-    return Layout(free | dict(columns), TAGS | dict(tags))
+    taken = columns.values()
+    found = {name: columns.get(name, None if key in taken else key) for name, key in keys.items()}
+    return Layout({name: f"(no {name})" if key is None else key for name, key in found.items()}, TAGS | dict(tags))
 
 
-def is_text_column(format: str, kind: str, columns: Mapping[str, str]) -> bool:
+def is_text_column(format: str, kind: str, columns: Columns) -> bool:
     """Whether a `prompt` means the text of pretraining rows, as it does in LLaMA-Factory where nothing answers it."""
-    return format in ("auto", "text") and kind in ("auto", "text") and columns.keys() == {"prompt"}
+    return format in ("auto", "text") and kind in ("auto", "text") and _named(columns) == {"prompt"}
 
 
 def recognise(
-    row: Mapping[str, Any], format: str, kind: str, columns: Mapping[str, str], tags: Mapping[str, str]
+    row: Mapping[str, Any], format: str, kind: str, columns: Columns, tags: Mapping[str, str]
 ) -> tuple[Reader, Layout] | None:
     """The reader for rows like this one, and where it finds its fields; None where no reader knows them.
 

@@ -1,0 +1,22 @@
+"""The base model's tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from worker.trainer.failures import unreadable_model
+
+
+def load_tokenizer(folder: str, chat_template: str | None) -> Any:
+    """The tokenizer in `folder`, with the given chat template or its own. Raises `Failure` (`model_unreadable`)."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise unreadable_model(folder, "tokenizer", error) from error
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    return tokenizer
