@@ -151,8 +151,9 @@ def address(settings: Settings) -> Finding:
     from app.kit.guards import is_loopback
 
     place = f"{settings.host}:{settings.port}"
-    if not is_loopback(settings.host):
-        return Finding("fail", f"{place} is not loopback, and there are no keys yet", "Set BURNISH_HOST=127.0.0.1.")
+    if not is_loopback(settings.host) and not _has_key():
+        hint = "Make one with `burnish keys create --admin`, or set BURNISH_HOST=127.0.0.1."
+        return Finding("fail", f"{place} is not loopback, and there is no key", hint)
     try:
         answer = httpx.get(f"http://{place}/health", timeout=5, trust_env=False)
         health = answer.json() if answer.is_success else {}
@@ -169,6 +170,17 @@ def address(settings: Settings) -> Finding:
     except (httpx.HTTPError, ValueError):
         pass
     return Finding("fail", f"another program listens at {place}", "End it, or choose another port with BURNISH_PORT.")
+
+
+def _has_key() -> bool:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from app.projects.access import needs_key
+
+    try:
+        return needs_key()
+    except SQLAlchemyError:  # another check says what is wrong with the database
+        return False
 
 
 def training(settings: Settings) -> Finding:

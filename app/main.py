@@ -15,11 +15,14 @@ import app.datasets.endpoints
 import app.datasets.report_endpoints
 import app.jobs.endpoints
 import app.models.endpoints
+import app.projects.endpoints
 from app.chat.gateway import upstream_client
 from app.kit import handlers
 from app.kit.database import DEFAULT_PROJECT
-from app.kit.guards import BodyLimit, LoopbackOnly
+from app.kit.errors import errors
+from app.kit.guards import BodyLimit, LoopbackOnly, is_loopback
 from app.models.service import register_demo_base
+from app.settings import get_settings
 
 
 @asynccontextmanager
@@ -45,11 +48,13 @@ def create_app() -> FastAPI:
         app.models.endpoints,
         app.jobs.endpoints,
         app.chat.endpoints,
+        app.projects.endpoints,
     ):
-        service.include_router(routes.router)
+        service.include_router(routes.router, responses=errors(401, 403))
     handlers.install(service)
     service.add_middleware(BodyLimit, unbounded=frozenset({("POST", "/datasets")}))
-    service.add_middleware(LoopbackOnly)
+    if is_loopback(get_settings().host):
+        service.add_middleware(LoopbackOnly)
 
     @service.get("/health", summary="Whether the API answers", tags=["service"])
     async def health() -> dict[str, str]:

@@ -30,8 +30,9 @@ class Settings(BaseSettings):
     home: Path = Field(
         Path("./.burnish"), description="All state of the embedded defaults: database, queue, blobs, caches."
     )
-    host: str = Field("127.0.0.1", description="Address the API binds. Loopback only, until keys exist.")
+    host: str = Field("127.0.0.1", description="Address the API binds. Other than loopback only where a key exists.")
     port: int = Field(8000, ge=1, le=65535, description="Port of the API.")
+    admin_key: str = Field("", description="An admin's key, valid beside those in the database.")
     database_url: str = Field("", description="SQLAlchemy URL. Empty: SQLite in the home.")
     broker_url: str = Field("", description="Celery broker URL. Empty: Celery on an SQLite file in the home.")
     storage_url: str = Field("", description="fsspec URL of datasets and models. Empty: a directory in the home.")

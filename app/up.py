@@ -43,7 +43,7 @@ def api() -> None:
     import uvicorn
 
     settings = get_settings()
-    require_loopback(settings.host)
+    require_key(settings.host)
     uvicorn.run(
         "app.main:create_app",
         factory=True,
@@ -54,12 +54,14 @@ def api() -> None:
     )
 
 
-def require_loopback(host: str) -> None:
-    """Ends the program where the address is not this machine's own: there are no keys yet."""
-    if not is_loopback(host):
+def require_key(host: str) -> None:
+    """Ends the program where strangers could reach the address, and no key keeps them out."""
+    from app.projects.access import needs_key
+
+    if not is_loopback(host) and not needs_key():
         sys.exit(
-            f"BURNISH_HOST={host} is not a loopback address, and there are no keys that would keep strangers out. "
-            "Use 127.0.0.1, and reach the service from elsewhere through an SSH tunnel."
+            f"BURNISH_HOST={host} is not a loopback address, and there is no key that would keep strangers out. "
+            "Make one with `burnish keys create --admin`, or set BURNISH_ADMIN_KEY; or use 127.0.0.1."
         )
 
 
@@ -93,8 +95,8 @@ def _become(arguments: list[str]) -> NoReturn:
 def up() -> None:
     """Migrates, then keeps every process of the service running until SIGINT or SIGTERM; then ends them all."""
     settings = get_settings()
-    require_loopback(settings.host)
     migrate()
+    require_key(settings.host)
     logs = settings.home.resolve() / "logs"
     logs.mkdir(exist_ok=True)
     # Waited for, not handled: a handler that sets an event deadlocks when a second signal interrupts the first.

@@ -11,7 +11,7 @@ from app.chat.gateway import forward
 from app.kit.errors import errors
 from app.models import service as models
 from app.models.tables import Model
-from app.projects.service import ProjectId
+from app.projects.access import ToInfer
 
 router = APIRouter(prefix="/v1", tags=["chat"])
 
@@ -63,17 +63,17 @@ def _served(model: Model) -> ServedModel:
     responses={200: {"description": "OpenAI's answer"}, **errors(400, 404, 422, 503)},
     openapi_extra={"requestBody": CHAT_REQUEST},
 )
-async def chat(request: Request, project: ProjectId) -> Response:
+async def chat(request: Request, project: ToInfer) -> Response:
     return await forward(request, project, "/v1/chat/completions")
 
 
 @router.get("/models", summary="List the models that can be asked")
-def list_served(project: ProjectId) -> ServedModels:
+def list_served(project: ToInfer) -> ServedModels:
     return ServedModels(data=[_served(model) for model in models.servable(project)])
 
 
 @router.get("/models/{name}", summary="Get a model that can be asked", responses=errors(404))
-def get_served(name: str, project: ProjectId) -> ServedModel:
+def get_served(name: str, project: ToInfer) -> ServedModel:
     model = models.get(project, name)
     if model.status != "ready":
         raise models.not_found(name)

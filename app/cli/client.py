@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,8 +39,13 @@ class Service:
         # A proxy that the environment names is for the world, not for this machine.
         local = parts.hostname in ("127.0.0.1", "localhost", "::1")
         timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
+        key = os.environ.get("BURNISH_API_KEY")
         self._http = httpx.Client(
-            base_url=self.url, timeout=timeout, trust_env=not local, verify=parts.scheme == "https"
+            base_url=self.url,
+            timeout=timeout,
+            trust_env=not local,
+            verify=parts.scheme == "https",
+            headers={"Authorization": f"Bearer {key}"} if key else {},
         )
 
     def __enter__(self) -> Service:

@@ -10,7 +10,7 @@ from app.datasets import service
 from app.datasets.schemas import DatasetOut, dataset_out, upload_openapi
 from app.kit.errors import errors
 from app.kit.pagination import Page, PageQuery
-from app.projects.service import ProjectId
+from app.projects.access import ToRead, ToWrite
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 
@@ -22,27 +22,27 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
     responses={200: {"model": DatasetOut, "description": "The dataset that is there."}, **errors(400, 413, 422)},
     openapi_extra=upload_openapi(),
 )
-async def create_dataset(request: Request, response: Response, project: ProjectId) -> DatasetOut:
+async def create_dataset(request: Request, response: Response, project: ToWrite) -> DatasetOut:
     dataset, is_new = await service.upload(project, request)
     response.status_code = 201 if is_new else 200
     return dataset_out(dataset)
 
 
 @router.get("", summary="List datasets", responses=errors(422))
-def list_datasets(project: ProjectId, page: PageQuery) -> Page[DatasetOut]:
+def list_datasets(project: ToRead, page: PageQuery) -> Page[DatasetOut]:
     datasets, more = service.list_datasets(project, page)
     return Page(data=[dataset_out(dataset) for dataset in datasets], has_more=more)
 
 
 @router.get("/{id}", summary="Get a dataset", responses=errors(404))
-def get_dataset(id: str, project: ProjectId) -> DatasetOut:
+def get_dataset(id: str, project: ToRead) -> DatasetOut:
     return dataset_out(service.get(project, id))
 
 
 @router.get("/{id}/rows", summary="List canonical rows", responses=errors(404, 422))
 def list_rows(
     id: str,
-    project: ProjectId,
+    project: ToRead,
     limit: Annotated[int, Query(ge=1, le=1000, description="How many at most.")] = 20,
     after: Annotated[int, Query(ge=-1, le=2**53, description="A row's number: what follows it.")] = -1,
 ) -> Page[dict[str, Any]]:
@@ -51,5 +51,5 @@ def list_rows(
 
 
 @router.delete("/{id}", status_code=204, summary="Delete a dataset", responses=errors(404, 409))
-def delete_dataset(id: str, project: ProjectId) -> None:
+def delete_dataset(id: str, project: ToWrite) -> None:
     service.delete(project, id)

@@ -210,7 +210,7 @@ def delete(project_id: str, dataset_id: str) -> None:
     """Removes a dataset, and the bytes that no other one shares. Raises `NotFound`, or `Conflict` while it is in use."""
     with writing() as session:
         dataset = find(session, project_id, dataset_id, lock=True)
-        if user := references(session, "dataset", dataset_id):
+        if user := references(session, "dataset", dataset_id, project_id):
             raise Conflict(
                 f"The dataset '{dataset_id}' is in use: {user}.",
                 code="in_use",

@@ -15,7 +15,7 @@ from app.jobs.lifecycle import Status
 from app.jobs.schemas import EventOut, JobCreate, JobOut, MetricOut, event_out, job_out
 from app.kit.errors import errors
 from app.kit.pagination import Page, PageQuery
-from app.projects.service import ProjectId
+from app.projects.access import ToRead, ToWrite
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -26,30 +26,30 @@ KEEPALIVE_SECONDS = 15.0
 
 
 @router.post("", status_code=202, summary="Start a job", responses=errors(409, 422))
-def create_job(request: JobCreate, project: ProjectId) -> JobOut:
+def create_job(request: JobCreate, project: ToWrite) -> JobOut:
     return job_out(service.create(project, request))
 
 
 @router.get("", summary="List jobs", responses=errors(422))
-def list_jobs(project: ProjectId, page: PageQuery, status: Status | None = None) -> Page[JobOut]:
+def list_jobs(project: ToRead, page: PageQuery, status: Status | None = None) -> Page[JobOut]:
     jobs, more = service.list_jobs(project, page, status)
     return Page(data=[job_out(job) for job in jobs], has_more=more)
 
 
 @router.get("/{id}", summary="Get a job", responses=errors(404))
-def get_job(id: str, project: ProjectId) -> JobOut:
+def get_job(id: str, project: ToRead) -> JobOut:
     return job_out(service.get(project, id))
 
 
 @router.post("/{id}/cancel", summary="Cancel a job", responses=errors(404, 409))
-def cancel_job(id: str, project: ProjectId) -> JobOut:
+def cancel_job(id: str, project: ToWrite) -> JobOut:
     return job_out(service.cancel(project, id))
 
 
 @router.get("/{id}/metrics", summary="What each optimiser step measured", responses=errors(404, 422))
 def list_metrics(
     id: str,
-    project: ProjectId,
+    project: ToRead,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="A step: what follows it.")] = 0,
 ) -> Page[MetricOut]:
@@ -65,7 +65,7 @@ def list_metrics(
 )
 async def list_events(
     id: str,
-    project: ProjectId,
+    project: ToRead,
     request: Request,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="An event's number: what follows it.")] = 0,

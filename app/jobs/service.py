@@ -231,17 +231,17 @@ def metrics(project_id: str, id: str, after: int, limit: int) -> tuple[list[dict
 
 
 def _job_using(*columns: Any) -> references.Check:
-    def check(session: Session, id: str) -> str | None:
+    def check(session: Session, id: str, project_id: str) -> str | None:
         uses = or_(*(column == id for column in columns))
-        query = select(Job.id).where(Job.status.not_in(ENDED), uses).limit(1)
-        user = session.scalar(query)
-        return f"the job {user} uses it and has not ended" if user else None
+        user = session.scalars(select(Job).where(Job.status.not_in(ENDED), uses).limit(1)).first()
+        if user is None:
+            return None
+        return f"{f'the job {user.id}' if user.project_id == project_id else 'a job'} uses it and has not ended"
 
     return check
 
 
-def _job_named(session: Session, name: str) -> str | None:
-    project_id, _, name = name.partition("/")
+def _job_named(session: Session, name: str, project_id: str) -> str | None:
     query = select(Job.id).where(Job.project_id == project_id, Job.name == name, Job.status.not_in(ENDED))
     user = session.scalar(query.limit(1))
     return f"the job {user} will give it to its model" if user else None

@@ -35,6 +35,10 @@ class BadRequest(ServiceError):
     status, code = 400, "invalid_json"
 
 
+class Unauthorized(ServiceError):
+    status, code = 401, "invalid_key"
+
+
 class Forbidden(ServiceError):
     status, code = 403, "forbidden_origin"
 

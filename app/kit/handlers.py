@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 
 RETRY_AFTER_SECONDS = "5"
 
+# Status → what is sent with it.
+HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": RETRY_AFTER_SECONDS}}
+
 # Starlette's own refusals: status → (code, hint).
 PLAIN = {
     404: ("not_found", "GET /openapi.json lists every path."),
@@ -43,7 +46,7 @@ def _render(error: ServiceError, headers: dict[str, str] | None = None) -> JSONR
 
 def _service_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServiceError)
-    return _render(error, {"Retry-After": RETRY_AFTER_SECONDS} if error.status == 503 else None)
+    return _render(error, HEADERS.get(error.status))
 
 
 def _validation_error(request: Request, error: Exception) -> JSONResponse:

@@ -8,7 +8,7 @@ from app.kit.errors import errors
 from app.kit.pagination import Page, PageQuery
 from app.models import service
 from app.models.schemas import Kind, ModelCreate, ModelOut, Status, model_out
-from app.projects.service import ProjectId
+from app.projects.access import ToRead, ToWrite
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -16,7 +16,7 @@ router = APIRouter(prefix="/models", tags=["models"])
 @router.post(
     "", status_code=201, summary="Register a base model", responses={202: {"model": ModelOut}, **errors(409, 422)}
 )
-def create_model(request: ModelCreate, project: ProjectId, response: Response) -> ModelOut:
+def create_model(request: ModelCreate, project: ToWrite, response: Response) -> ModelOut:
     model = service.register(project, request)
     response.status_code = 202 if model.status == "downloading" else 201
     return model_out(model)
@@ -24,17 +24,17 @@ def create_model(request: ModelCreate, project: ProjectId, response: Response) -
 
 @router.get("", summary="List models", responses=errors(422))
 def list_models(
-    project: ProjectId, page: PageQuery, kind: Kind | None = None, status: Status | None = None
+    project: ToRead, page: PageQuery, kind: Kind | None = None, status: Status | None = None
 ) -> Page[ModelOut]:
     models, more = service.list_models(project, page, kind, status)
     return Page(data=[model_out(model) for model in models], has_more=more)
 
 
 @router.get("/{name}", summary="Get a model by name or id", responses=errors(404))
-def get_model(name: str, project: ProjectId) -> ModelOut:
+def get_model(name: str, project: ToRead) -> ModelOut:
     return model_out(service.get(project, name))
 
 
 @router.delete("/{name}", status_code=204, summary="Delete a model", responses=errors(404, 409))
-def delete_model(name: str, project: ProjectId) -> None:
+def delete_model(name: str, project: ToWrite) -> None:
     service.delete(project, name)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sqlalchemy import or_, select
+from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
 from app.kit import storage
 from app.kit.database import reading, writing
-from app.kit.errors import Conflict, InvalidValue, NotFound
+from app.kit.errors import Conflict, Forbidden, InvalidValue, NotFound
 from app.kit.ids import new_id
 from app.kit.pagination import Paging, newest_first
 from app.kit.queue import wake
@@ -54,7 +54,7 @@ def register(project_id: str, request: ModelCreate) -> Model:
         read_directory(model, Path(request.source))
     try:
         with writing() as session:
-            if references(session, "model name", f"{project_id}/{request.name}"):
+            if references(session, "model name", request.name, project_id):
                 raise _taken(request.name)
             session.add(model)
     except IntegrityError:
@@ -90,9 +90,14 @@ def register_demo_base(project_id: str) -> None:
 
 
 def find(session: Session, project_id: str, name: str) -> Model | None:
-    """The project's model of this name or id."""
-    query = select(Model).where(Model.project_id == project_id, or_(Model.name == name, Model.id == name))
-    return session.scalars(query).first()
+    """The model of this name or id that the project sees, its own before a base model of another."""
+    query = select(Model).where(_seen_by(project_id), or_(Model.name == name, Model.id == name))
+    return session.scalars(query.order_by(Model.project_id != project_id).limit(1)).first()
+
+
+def _seen_by(project_id: str) -> ColumnElement[bool]:
+    """Base models are everybody's, fine-tunes their project's."""
+    return or_(Model.project_id == project_id, Model.kind == "base")
 
 
 def get(project_id: str, name: str) -> Model:
@@ -116,7 +121,7 @@ def not_found(name: str, param: str | None = None) -> NotFound:
 
 def list_models(project_id: str, paging: Paging, kind: str | None, status: str | None) -> tuple[list[Model], bool]:
     """One page of the project's models, newest first."""
-    query = select(Model).where(Model.project_id == project_id)
+    query = select(Model).where(_seen_by(project_id))
     if kind:
         query = query.where(Model.kind == kind)
     if status:
@@ -127,7 +132,7 @@ def list_models(project_id: str, paging: Paging, kind: str | None, status: str |
 
 def servable(project_id: str) -> list[Model]:
     """Every model that can be asked, newest first."""
-    query = select(Model).where(Model.project_id == project_id, Model.status == "ready").order_by(Model.id.desc())
+    query = select(Model).where(_seen_by(project_id), Model.status == "ready").order_by(Model.id.desc())
     with reading() as session:
         return list(session.scalars(query))
 
@@ -138,10 +143,21 @@ def delete(project_id: str, name: str) -> None:
         model = find(session, project_id, name)
         if model is None:
             raise not_found(name)
+        if model.project_id != project_id:
+            raise Forbidden(
+                f"The base model '{model.name}' was registered by another project.",
+                code="forbidden_role",
+                hint="Only a key of that project can delete it.",
+            )
         session.refresh(model, with_for_update={"of": Model})
         child = aliased(Model)
-        fine_tune = session.scalar(select(child.name).where(child.base_model_id == model.id).limit(1))
-        user = f"the model '{fine_tune}' is built on it" if fine_tune else references(session, "model", model.id)
+        fine_tune = session.scalars(select(child).where(child.base_model_id == model.id).limit(1)).first()
+        if fine_tune is None:
+            user = references(session, "model", model.id, project_id)
+        elif fine_tune.project_id == project_id:
+            user = f"the model '{fine_tune.name}' is built on it"
+        else:
+            user = "a model of another project is built on it"
         if user:
             raise Conflict(
                 f"The model '{model.name}' is in use: {user}.",

@@ -5,12 +5,15 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, String, Text, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, Index, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.kit.database import Base, UtcDateTime, utc_now
 from app.kit.leases import Leased
 from app.projects.tables import Project
+
+# A base model is seen by every project.
+IS_BASE = text("kind = 'base'")
 
 
 class Model(Leased):
@@ -23,6 +26,7 @@ class Model(Leased):
     __table_args__ = (
         UniqueConstraint("project_id", "name"),
         Index("ix_models_status_lease", "status", "lease_expires_at"),
+        Index("uq_models_base_name", "name", unique=True, sqlite_where=IS_BASE, postgresql_where=IS_BASE),
     )
 
     project_id: Mapped[str] = mapped_column(ForeignKey(Project.id), index=True)

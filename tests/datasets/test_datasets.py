@@ -140,7 +140,7 @@ def test_dataset_in_use_is_not_deleted(
 ) -> None:
     made = upload([ROW]).json()
     before = stored()
-    monkeypatch.setitem(references._checks, "dataset", [lambda session, id: f"the job job_1 uses {id}"])
+    monkeypatch.setitem(references._checks, "dataset", [lambda session, id, project: f"the job job_1 uses {id}"])
     error = refusal(client.delete(f"/datasets/{made['id']}"), 409, "in_use")
     assert "job_1" in error["message"]
     assert stored() == before

@@ -81,7 +81,7 @@ def bring_up(running: Running, wanted: WantedEngine, engine: InferenceEngine, se
             running.process = processes.spawn(
                 engine.command(launch, settings),
                 grace_seconds=STOP_SECONDS,
-                env=engine.environment(settings),
+                env=_without_settings(engine.environment(settings)),
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -193,3 +193,8 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _without_settings(environment: dict[str, str]) -> dict[str, str]:
+    """The settings, the database's password and an admin's key among them, are no engine's business."""
+    return {name: value for name, value in environment.items() if not name.startswith("BURNISH_")}
