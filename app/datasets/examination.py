@@ -13,7 +13,7 @@ from app.datasets.examiner import Request
 from app.datasets.examining import Findings
 from app.datasets.reading import Options
 from app.kit.errors import Unavailable
-from app.kit.helpers import Helper, HelperDied, Helpers
+from app.kit.helpers import Helper, HelperDied, Helpers, unavailable
 from app.settings import get_settings
 
 # From the last byte on: a file that is checked as it arrives has most of it behind it then.
@@ -46,7 +46,7 @@ class Examination:
         if self._helper is None:
             self._start(filename, options, EXAMINERS.take(WAIT_SECONDS))
         if self._helper is None:
-            raise _unavailable("All processes that check uploads are busy.")
+            raise unavailable("examiner_unavailable", "All processes that check uploads are busy.")
         self._send(b"[%d]" % size)
         try:
             return msgspec.json.decode(self._helper.answer(ANSWER_SECONDS), type=Findings)
@@ -85,9 +85,4 @@ def examination(path: Path, folder: Path) -> Iterator[Examination]:
 
 
 def _died() -> Unavailable:
-    return _unavailable("The process that checks uploads died of this file, or took too long.")
-
-
-def _unavailable(message: str) -> Unavailable:
-    hint = "Try again in a few seconds; if it happens again, the API's log says why."
-    return Unavailable(message, code="examiner_unavailable", hint=hint)
+    return unavailable("examiner_unavailable", "The process that checks uploads died of this file, or took too long.")

@@ -6,8 +6,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from app.kit.errors import Unavailable
-from app.kit.helpers import HelperDied, Helpers
+from app.kit.helpers import HelperDied, Helpers, unavailable
 
 # A template is a stranger's program: it may never end.
 ANSWER_SECONDS = 600.0
@@ -24,17 +23,13 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
     """
     renderer = RENDERERS.take(WAIT_SECONDS)
     if renderer is None:
-        raise _unavailable("All processes that render rows are busy.")
+        raise unavailable("renderer_unavailable", "All processes that render rows are busy.")
     try:
         renderer.send(json.dumps(request).encode())
         answer: dict[str, Any] = json.loads(renderer.answer(ANSWER_SECONDS))
         return answer
     except HelperDied as died:
-        raise _unavailable("The process that renders rows died of this request, or took too long.") from died
+        message = "The process that renders rows died of this request, or took too long."
+        raise unavailable("renderer_unavailable", message) from died
     finally:
         RENDERERS.give_back(renderer)
-
-
-def _unavailable(message: str) -> Unavailable:
-    hint = "Try again in a few seconds; if it happens again, the API's log says why."
-    return Unavailable(message, code="renderer_unavailable", hint=hint)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Mapping
 from subprocess import PIPE, Popen
 
+from app.kit.errors import Unavailable
 from app.kit.processes import KILL_NOW, spawn, stop
 from app.settings import REPOSITORY
 
@@ -117,6 +118,12 @@ class Helpers:
             stdout=PIPE,
             grace_seconds=STOP_SECONDS,
         )
+
+
+def unavailable(code: str, message: str) -> Unavailable:
+    """The error for what no process could do now."""
+    hint = "Try again in a few seconds; if it happens again, the API's log says why."
+    return Unavailable(message, code=code, hint=hint)
 
 
 def _end(process: Popen[bytes]) -> None:

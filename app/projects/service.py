@@ -75,7 +75,7 @@ def create_key(project: str, role: str, name: str, expires_at: datetime | None) 
         raise InvalidValue(
             f"expires_at {expires_at.isoformat()} is over.", param="expires_at", hint="Give a moment that is to come."
         )
-    secret = PREFIX + secrets.token_urlsafe(32)
+    secret = _new_secret()
     with writing() as session:
         try:
             found = _find_project(session, project, lock=True)
@@ -108,7 +108,7 @@ def get_key(id: str) -> Key:
 
 def rotate_key(id: str) -> tuple[Key, str]:
     """Gives a key a new secret; the old one is invalid at once. Raises `NotFound`."""
-    secret = PREFIX + secrets.token_urlsafe(32)
+    secret = _new_secret()
     with writing() as session:
         key = _find_key(session, id)
         key.sha256 = digest(secret)
@@ -121,6 +121,10 @@ def delete_key(id: str) -> None:
         key = _find_key(session, id)
         _require_another_admin(session, key)
         session.delete(key)
+
+
+def _new_secret() -> str:
+    return PREFIX + secrets.token_urlsafe(32)
 
 
 def _require_another_admin(session: Session, key: Key) -> None:
