@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 import anyio.to_thread
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 import app.chat.endpoints
 import app.datasets.check_endpoints
@@ -15,13 +16,18 @@ import app.datasets.endpoints
 import app.datasets.report_endpoints
 import app.jobs.endpoints
 import app.models.endpoints
+import app.models.grant_endpoints
+import app.projects.audit_endpoints
 import app.projects.endpoints
+import app.secrets.endpoints
+import app.usage.endpoints
 from app.chat.gateway import upstream_client
 from app.kit import handlers
 from app.kit.database import DEFAULT_PROJECT
 from app.kit.errors import errors
-from app.kit.guards import BodyLimit, LoopbackOnly, is_loopback
+from app.kit.guards import AnswerHeaders, BodyLimit, LoopbackOnly, is_loopback
 from app.models.service import register_demo_base
+from app.projects.idempotency import Replayed, answer_again
 from app.settings import get_settings
 
 
@@ -35,7 +41,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def create_app() -> FastAPI:
     """The application. The database's schema must be current: `burnish up` migrates before it starts this."""
-    service = FastAPI(
+    # Its pages load nothing from elsewhere: the service's machine may have no way out.
+    service = FastAPIOffline(
+        redoc_url=None,
+        swagger_ui_parameters={"validatorUrl": None},  # a badge that another host draws
+        generate_unique_id_function=lambda route: route.name,
         title="Burnish",
         summary="A fine-tuning service that a team runs on its own machines",
         version=version("burnish"),
@@ -46,12 +56,18 @@ def create_app() -> FastAPI:
         app.datasets.report_endpoints,
         app.datasets.check_endpoints,
         app.models.endpoints,
+        app.models.grant_endpoints,
         app.jobs.endpoints,
         app.chat.endpoints,
         app.projects.endpoints,
+        app.projects.audit_endpoints,
+        app.secrets.endpoints,
+        app.usage.endpoints,
     ):
-        service.include_router(routes.router, responses=errors(401, 403))
+        service.include_router(routes.router, responses=errors(400, 401, 403, 413, 415, 422, 429))
     handlers.install(service)
+    service.add_exception_handler(Replayed, answer_again)
+    service.add_middleware(AnswerHeaders)
     service.add_middleware(BodyLimit, unbounded=frozenset({("POST", "/datasets")}))
     if is_loopback(get_settings().host):
         service.add_middleware(LoopbackOnly)

@@ -33,6 +33,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address the API binds. Other than loopback only where a key exists.")
     port: int = Field(8000, ge=1, le=65535, description="Port of the API.")
     admin_key: str = Field("", description="An admin's key, valid beside those in the database.")
+    secret_key: str = Field(
+        "", description="What secrets are sealed with: long random text; old ones after commas. Empty: one in the home."
+    )
     database_url: str = Field("", description="SQLAlchemy URL. Empty: SQLite in the home.")
     broker_url: str = Field("", description="Celery broker URL. Empty: Celery on an SQLite file in the home.")
     storage_url: str = Field("", description="fsspec URL of datasets and models. Empty: a directory in the home.")
@@ -43,6 +46,10 @@ class Settings(BaseSettings):
         description="Most that a compressed or Parquet upload may unpack to, in bytes; small files can grow huge.",
     )
     max_request_bytes: PositiveInt = Field(16 * 2**20, description="Largest JSON request body, in bytes.")
+
+    allow_remote_code: str = Field(
+        "", description="Sources of models whose own code may run, with commas: what you would let run as this service."
+    )
 
     training_slots: PositiveInt = Field(1, description="Jobs that one worker trains at the same time.")
     trainer_threads: int = Field(0, ge=0, description="CPU threads of a trainer. 0: all cores.")

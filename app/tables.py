@@ -2,8 +2,13 @@
 
 from app.datasets.tables import Dataset, Report
 from app.files.tables import File
-from app.jobs.tables import Attempt, Event, Job, Metric
-from app.models.tables import Engine, EngineAdapter, Model
-from app.projects.tables import Project
+from app.jobs.tables import Attempt, Checkpoint, Event, Job, Metric
+from app.models.tables import Engine, EngineAdapter, Grant, Model
+from app.projects.tables import Answer, Entry, Key, Project
+from app.secrets.tables import Secret
+from app.usage.tables import Usage
 
-TABLES = (Project, File, Report, Dataset, Model, Engine, EngineAdapter, Job, Attempt, Event, Metric)
+TABLES = (
+    *(Project, Key, Answer, Entry, Secret, Usage, File, Report, Dataset),
+    *(Model, Grant, Engine, EngineAdapter, Job, Attempt, Checkpoint, Event, Metric),
+)

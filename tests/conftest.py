@@ -79,12 +79,13 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def reset_caches() -> None:
     """Forgets what this process made from the settings, so that others take effect."""
-    from app.kit import database, queue, storage
+    from app.kit import database, queue, sealing, storage
+    from app.projects import limits
     from app.settings import get_settings
 
     if database.engine.cache_info().currsize:
         database.engine().dispose()
-    for cached in (get_settings, database.engine, queue._client, storage._store):
+    for cached in (get_settings, database.engine, queue._client, storage._store, sealing._keys, limits._counters):
         cached.cache_clear()
 
 
@@ -99,6 +100,30 @@ def settings_of(environment: dict[str, str]) -> Iterator[None]:
         reset_caches()
         yield
         reset_caches()
+
+
+@contextmanager
+def object_store(*buckets: str) -> Iterator[None]:
+    """A real S3 server on loopback with these empty buckets, to which this process's S3 clients speak while the block runs."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        }.items():  # fmt: skip
+            patch.setenv(name, value)
+        # s3fs keeps its clients for the life of the process, and one of an earlier server would be used again.
+        s3fs.S3FileSystem.clear_instance_cache()
+        for bucket in buckets:
+            s3fs.S3FileSystem().mkdir(bucket)
+        yield
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,13 @@ from app.kit.database import database_now, lease_until, writing
 from app.kit.errors import InvalidValue
 from app.kit.leases import LeaseLost, claim, hold
 from app.kit.processes import spawn, stop
+from app.kit.sealing import Unreadable
+from app.models.own_code import is_allowed
 from app.models.service import read_directory
 from app.models.tables import Model
+from app.secrets.service import reveal
 from app.settings import REPOSITORY, get_settings
+from worker.hubs import HUBS, parse
 from worker.supervisor import KEPT_VARIABLES
 
 log = logging.getLogger(__name__)
@@ -123,12 +127,17 @@ def _hold(session: Session, model: Model) -> Model:
 
 def _fetch(model: Model, beat: Beat) -> dict[str, Any]:
     """Runs the child to its end; returns the event that it ended with. However this is left, nothing of it is alive."""
+    try:
+        environment = _environment(model)
+    except Unreadable as error:
+        return _failure("secret_unreadable", f"The project's token cannot be opened: {error}.", "Keep it anew.")
     log_file = get_settings().home.resolve() / "logs" / f"{model.id}-{model.attempt}.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     grace = get_settings().stop_grace_seconds
+    options = ["--own-code"] if is_allowed(model.source) else []
     with log_file.open("wb") as stderr:
         child = spawn(
-            [sys.executable, "-m", "worker.hubs", model.source], env=_environment(), cwd=REPOSITORY, stdout=PIPE,
+            [sys.executable, "-m", "worker.hubs", model.source, *options], env=environment, cwd=REPOSITORY, stdout=PIPE,
             stderr=stderr, grace_seconds=grace,
         )  # fmt: skip
     said: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
@@ -176,9 +185,13 @@ def _failure(code: str, message: str, hint: str | None = None) -> dict[str, Any]
     return {"type": "failed", "code": code, "message": message, "hint": hint}
 
 
-def _environment() -> dict[str, str]:
+def _environment(model: Model) -> dict[str, str]:
+    """The child's environment; a token that the model's project keeps comes before the machine's."""
     exact = {*KEPT_VARIABLES, *NETWORK_VARIABLES, *map(str.lower, NETWORK_VARIABLES), *OTHER_VARIABLES}
     kept = {name: value for name, value in os.environ.items() if name in exact or name.startswith(KEPT_PREFIXES)}
+    hub = HUBS[parse(model.source).hub]
+    if (secret := reveal(model.project_id, hub.secret)) is not None:
+        kept[hub.token] = secret
     return kept | {"PYTHONUNBUFFERED": "1"}
 
 

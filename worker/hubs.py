@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 # What a model needs. Pickled weights and code never come; what lies in folders is another format or a copy, and
 # `consolidated` weights are the same ones again, in a layout that transformers does not read.
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+# Fetched only where it may run.
+OWN_CODE = "*.py"
 UNWANTED = ["*/*", "consolidated*.safetensors"]
 
 PROGRESS_SECONDS = 0.5
@@ -36,11 +38,13 @@ Say = Callable[[dict[str, Any]], None]
 
 
 class Source(NamedTuple):
-    """What to fetch. `revision` is a branch, a tag or a commit; None: the repository's default branch."""
+    """What to fetch. `revision` is a branch, a tag or a commit; None: the repository's default branch. `wanted` are the
+    patterns of the files."""
 
     hub: str
     repository: str
     revision: str | None
+    wanted: list[str]
 
 
 class Refused(Exception):
@@ -82,7 +86,7 @@ def fetch_hugging_face(source: Source, say: Say) -> tuple[str, str | None]:
 
     repository = source.repository
     info = HfApi().model_info(repository, revision=source.revision, files_metadata=True, timeout=LOOKUP_SECONDS)
-    sizes = _wanted({file.rfilename: file.size or 0 for file in info.siblings or []})
+    sizes = _wanted(source, {file.rfilename: file.size or 0 for file in info.siblings or []})
     cached = [name for name in sizes if isinstance(try_to_load_from_cache(repository, name, revision=info.sha), str)]
     blobs = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model") / "blobs"
     # The library begins a file anew after its process was killed, and never removes the part that is left of it.
@@ -108,7 +112,7 @@ def fetch_hugging_face(source: Source, say: Say) -> tuple[str, str | None]:
     # By commit, so that a push in the meantime cannot mix two revisions; and the library, which would return what
     # its cache holds of a branch when the hub is away, has been told by now which files there must be.
     folder = snapshot_download(
-        repository, revision=info.sha, allow_patterns=WANTED, ignore_patterns=UNWANTED, tqdm_class=Bar
+        repository, revision=info.sha, allow_patterns=source.wanted, ignore_patterns=UNWANTED, tqdm_class=Bar
     )
     return folder, info.sha
 
@@ -127,7 +131,8 @@ def fetch_modelscope(source: Source, say: Say) -> tuple[str, str | None]:
     endpoint = HubApi().resolve_endpoint_for_read(repository)
     # The raw listing: the public one leaves the commits out.
     entries = HubApi(endpoint=endpoint).legacy.list_repo_files(repository, "model", revision or "master")
-    sizes = _wanted({entry["Path"]: int(entry.get("Size") or 0) for entry in entries if entry.get("Type") != "tree"})
+    files = {entry["Path"]: int(entry.get("Size") or 0) for entry in entries if entry.get("Type") != "tree"}
+    sizes = _wanted(source, files)
     present = parts = 0
     try:
         cache = Path(snapshot_download(repository, revision=revision, local_files_only=True))
@@ -143,7 +148,7 @@ def fetch_modelscope(source: Source, say: Say) -> tuple[str, str | None]:
             progress.add(size)
 
     folder = snapshot_download(
-        repository, revision=revision, endpoint=endpoint, allow_patterns=WANTED, ignore_patterns=UNWANTED,
+        repository, revision=revision, endpoint=endpoint, allow_patterns=source.wanted, ignore_patterns=UNWANTED,
         progress_callbacks=[Callback],
     )  # fmt: skip
     dated = [(entry.get("CommittedDate") or 0, entry["Revision"]) for entry in entries if entry.get("Revision")]
@@ -152,37 +157,45 @@ def fetch_modelscope(source: Source, say: Say) -> tuple[str, str | None]:
 
 @dataclass(frozen=True)
 class Hub:
-    """One hub: its name to people, its function above, and the variables that a user may have to set."""
+    """One hub: its name to people, its function above, the variables that a user may have to set, and the name of the
+    secret that a project can keep in place of `token`."""
 
     title: str
     fetch: Callable[[Source, Say], tuple[str, str | None]]
     endpoint: str
     token: str
     cache: str
+    secret: str
 
 
 HUBS = {
-    "hf": Hub("Hugging Face", fetch_hugging_face, "HF_ENDPOINT", "HF_TOKEN", "HF_HOME"),
+    "hf": Hub("Hugging Face", fetch_hugging_face, "HF_ENDPOINT", "HF_TOKEN", "HF_HOME", "hf_token"),
     "modelscope": Hub(
-        "ModelScope", fetch_modelscope, "MODELSCOPE_ENDPOINT", "MODELSCOPE_API_TOKEN", "MODELSCOPE_CACHE"
+        "ModelScope",
+        fetch_modelscope,
+        "MODELSCOPE_ENDPOINT",
+        "MODELSCOPE_API_TOKEN",
+        "MODELSCOPE_CACHE",
+        "modelscope_token",
     ),
 }
 
 
-def parse(text: str) -> Source:
+def parse(text: str, own_code: bool = False) -> Source:
     """The parts of a source. Raises `ValueError` where it is not one."""
     match = re.fullmatch(r"(\w+)://([^/@]+/[^/@]+)(?:@(.+))?", text)
     if match is None or match[1] not in HUBS:
         raise ValueError(f"'{text}' is not {' or '.join(f'{hub}://owner/name[@revision]' for hub in HUBS)}")
-    return Source(match[1], match[2], match[3])
+    return Source(match[1], match[2], match[3], [*WANTED, OWN_CODE] if own_code else WANTED)
 
 
-def _wanted(sizes: dict[str, int]) -> dict[str, int]:
+def _wanted(source: Source, sizes: dict[str, int]) -> dict[str, int]:
     """Those of a repository's files that are fetched. Raises `Refused` where there are no weights among them."""
     wanted = {
         name: size
         for name, size in sizes.items()
-        if any(fnmatch(name, pattern) for pattern in WANTED) and not any(fnmatch(name, pattern) for pattern in UNWANTED)
+        if any(fnmatch(name, pattern) for pattern in source.wanted)
+        and not any(fnmatch(name, pattern) for pattern in UNWANTED)
     }
     if not any(name.endswith(".safetensors") for name in wanted):
         raise Refused("no_safetensors", f"{len(sizes)} files, none of them .safetensors at the top")
@@ -213,15 +226,17 @@ STATUSES = {401: "access_denied", 403: "access_denied", 404: "source_not_found",
 STATUSES |= dict.fromkeys((429, 500, 502, 503, 504), "hub_unreachable")
 WORST_FIRST = ("disk_full", "access_denied", "source_not_found", "hub_unreachable", "download_failed")
 
+GIVE_TOKEN = "keep an account's token with PUT /secrets/{secret}, or set {token} where the worker runs."
+
 # Code → message and hint.
 TEXTS = {
     "source_not_found": (
         "{title} has no model '{name}', or it is private.",
-        "Check owner, name and revision. For a private model set {token} where the worker runs.",
+        "Check owner, name and revision. For a private model " + GIVE_TOKEN,
     ),
     "access_denied": (
         "{title} does not let this service read '{name}': the model is gated or private.",
-        "Ask for access on the model's page, then set {token} of an account that has it where the worker runs.",
+        "Ask for access on the model's page, then " + GIVE_TOKEN,
     ),
     "hub_unreachable": (
         "{title} cannot be reached: {detail}",
@@ -245,7 +260,7 @@ def describe(error: BaseException, source: Source) -> dict[str, str]:
     name = source.repository + (f"@{source.revision}" if source.revision else "")
     message, hint = TEXTS[code]
     fields = {"title": hub.title, "name": name, "detail": _detail(error)}
-    variables = {"endpoint": hub.endpoint, "token": hub.token, "cache": hub.cache}
+    variables = {"endpoint": hub.endpoint, "token": hub.token, "cache": hub.cache, "secret": hub.secret}
     return {"code": code, "message": message.format(**fields), "hint": hint.format(**variables)}
 
 
@@ -270,8 +285,8 @@ def _detail(error: BaseException) -> str:
     return line if len(line) <= 300 else line[:299] + "…"
 
 
-def main(text: str) -> int:
-    """Fetches; returns the process's exit code."""
+def main(text: str, *options: str) -> int:
+    """Fetches, with the model's code given `--own-code`; returns the process's exit code."""
     # The libraries print: what they write to standard output goes to standard error, the lines alone to the real one.
     lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -286,7 +301,7 @@ def main(text: str) -> int:
                 lines.write(json.dumps(event) + "\n")
                 lines.flush()
 
-    source = parse(text)
+    source = parse(text, "--own-code" in options)
     try:
         folder, revision = HUBS[source.hub].fetch(source, say)
     except Exception as error:
@@ -297,4 +312,4 @@ def main(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

@@ -36,6 +36,7 @@ def publish(job: Job, output: Path) -> Model:
     """Stores the trainer's output and then inserts the model's row, which is the commit. Raises `LeaseLost`."""
     key = f"artifacts/{job.id}/{job.attempt}"
     manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
+    stored = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     with attempts.renewing(job):
         storage.put_folder(output, key)
     kind = "merged" if job.spec["deploy"]["mode"] == "merged" else "adapter"
@@ -56,7 +57,7 @@ def publish(job: Job, output: Path) -> Model:
             base_model_id=base.id,
             job_id=job.id,
             chat_template=base.chat_template,
-            facts=base.facts | {"stop_token_ids": manifest["stop_token_ids"]},
+            facts=base.facts | {"stop_token_ids": manifest["stop_token_ids"], "stored_bytes": stored},
         )
         session.add(model)
         row.model_id = model.id

@@ -20,12 +20,14 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from app.datasets.service import rows_path
 from app.datasets.tables import Dataset
-from app.jobs import attempts
+from app.jobs import attempts, checkpoints
 from app.jobs.spec import JobSpec, TrainerSpec
 from app.jobs.tables import Job
+from app.kit import storage
 from app.kit.database import reading, writing
 from app.kit.leases import LeaseLost
 from app.kit.processes import spawn, stop
+from app.models.own_code import runs_own_code
 from app.models.tables import Model
 from app.settings import REPOSITORY, get_settings
 from worker.publish import DeployFailed, deploy, publish
@@ -37,8 +39,12 @@ BEAT_SECONDS = 0.5
 FINISHED, FAILED, STOPPED = 0, 1, 3  # the trainer's exit codes
 
 
+# Why an attempt is stopped → what becomes of its job.
+STOPPED_BY = {"cancel": attempts.cancelled, "pause": attempts.paused, "shutdown": attempts.hand_over}
+
+
 class Stop(Exception):
-    """The attempt is to end before its work is done: `why` is `cancel` or `shutdown`."""
+    """The attempt is to end before its work is done: `why` is `cancel`, `pause` or `shutdown`."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
@@ -87,21 +93,29 @@ class Beat:
         self.unwritten: list[dict[str, Any]] = []
 
     def __call__(self, events: list[dict[str, Any]] | None = None) -> None:
-        """Raises `Stop`, or `LeaseLost` also when the database was away for as long as the lease."""
-        self.unwritten += events or []
+        """Raises what `write` does, and `Stop`."""
+        wanted = self.write(events or [])
+        if wanted or self.shutting_down.is_set():
+            raise Stop(wanted or "shutdown")
+
+    def write(self, events: list[dict[str, Any]]) -> str | None:
+        """Why the attempt is to stop, as its job wants it: `cancel`, `pause` or not at all.
+
+        Raises `LeaseLost`, also when the database was away for as long as the lease.
+        """
+        self.unwritten += events
         try:
             with writing() as session:
                 row = attempts.heartbeat(session, self.job)
                 attempts.record(session, row, self.unwritten)
-                cancel = row.cancel_requested
+                wanted = "cancel" if row.cancel_requested else "pause" if row.pause_requested else None
         except (OperationalError, InterfaceError) as error:  # away; anything else would fail again
             if time.monotonic() - self.renewed > get_settings().lease_seconds:
                 raise LeaseLost("the database was away for longer than the lease") from error
             log.warning("%s: heartbeat failed (%s); trying again", self.job.id, error)
-            return
+            return None
         self.renewed, self.unwritten = time.monotonic(), []
-        if cancel or self.shutting_down.is_set():
-            raise Stop("cancel" if cancel else "shutdown")
+        return wanted
 
 
 def _attempt(job: Job, workspace: Path, beat: Beat) -> None:
@@ -118,13 +132,15 @@ def _attempt(job: Job, workspace: Path, beat: Beat) -> None:
     except Stop as stop:
         with writing() as session:
             row = attempts.hold(session, job)
-            (attempts.cancelled if stop.why == "cancel" else attempts.hand_over)(session, row)
+            STOPPED_BY[stop.why](session, row)
     except DeployFailed as error:
         failure = {"code": "deploy_failed", "message": str(error), "hint": "The engine's log is in BURNISH_HOME/logs."}
     if failure is not None:
         with writing() as session:
             row = attempts.hold(session, job)
-            if failure["code"] == "trainer_died":
+            if failure["code"] == "checkpoint_unreadable":
+                checkpoints.forget_newest(session, row)
+            if failure["code"] in ("trainer_died", "checkpoint_unreadable"):
                 attempts.lose(session, row, failure["code"], failure["message"])
             else:
                 attempts.fail(session, row, failure["code"], failure["message"], failure.get("hint"))
@@ -161,11 +177,38 @@ def _train(job: Job, workspace: Path, beat: Beat) -> dict[str, Any] | None:
             events = [said.get_nowait() for _ in range(said.qsize())]
             failed = next((event for event in events if event["type"] == "failed"), failed)
             beat(events)
+            _keep_checkpoints(job, events, beat)
+    except Stop as stopped:
+        stop(trainer, get_settings().stop_grace_seconds)
+        if stopped.why != "cancel":  # whoever goes on does so from the step that it ended with
+            reader.join()
+            events = [said.get_nowait() for _ in range(said.qsize())]
+            beat.write(events)
+            _keep_checkpoints(job, events, beat)
+        raise
     finally:
         code = stop(trainer, get_settings().stop_grace_seconds)
     if code == FINISHED:
         return None
     return failed or {"code": "trainer_died", "message": _last_words(code, errors)}
+
+
+def _keep_checkpoints(job: Job, events: list[dict[str, Any]], beat: Beat) -> None:
+    """Stores the checkpoints that the trainer told of; a row follows once all that came before it is written. One that
+    cannot be stored is left out: a crash costs more then. Raises `LeaseLost`."""
+    for event in events:
+        if event["type"] != "checkpoint" or beat.unwritten:
+            continue
+        folder = Path(event["path"])
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        try:
+            with attempts.renewing(job):
+                storage.put_folder(folder, checkpoints.storage_key(job, event["step"]))
+            with writing() as session:
+                dropped = checkpoints.add(session, attempts.hold(session, job), event["step"], size)
+            checkpoints.drop(dropped)
+        except (OSError, OperationalError, InterfaceError) as error:
+            log.warning("%s: the checkpoint of step %d was not kept: %s", job.id, event["step"], error)
 
 
 def _trainer_spec(job: Job) -> TrainerSpec:
@@ -183,6 +226,8 @@ def _trainer_spec(job: Job) -> TrainerSpec:
         spec=JobSpec.model_validate(job.spec),
         base_model=str(folder),
         chat_template=base.chat_template,
+        own_code=runs_own_code(base),
+        resume_from=checkpoints.fetch_newest(job),
         rows=str(rows_path(dataset)),
         validation_rows=str(rows_path(validation)) if validation else None,
         threads=get_settings().trainer_threads,

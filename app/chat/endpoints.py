@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from app.chat.gateway import forward
 from app.kit.errors import errors
+from app.kit.paths import NameOrId
 from app.models import service as models
 from app.models.tables import Model
 from app.projects.access import ToInfer
@@ -23,9 +24,13 @@ CHAT_REQUEST = {
                 "type": "object",
                 "required": ["model", "messages"],
                 "properties": {
-                    "model": {"type": "string"},
-                    "messages": {"type": "array", "items": {"type": "object"}},
-                    "stream": {"type": "boolean", "default": False},
+                    "model": {"type": "string", "description": "Name or id of a model."},
+                    "messages": {
+                        "type": "array",
+                        "items": {"type": "object"},
+                        "description": "The conversation, as in OpenAI's API, whose other fields go to the engine.",
+                    },
+                    "stream": {"type": "boolean", "default": False, "description": "Answer in pieces, as SSE."},
                 },
                 "additionalProperties": True,
             },
@@ -73,7 +78,7 @@ def list_served(project: ToInfer) -> ServedModels:
 
 
 @router.get("/models/{name}", summary="Get a model that can be asked", responses=errors(404))
-def get_served(name: str, project: ToInfer) -> ServedModel:
+def get_served(name: NameOrId, project: ToInfer) -> ServedModel:
     model = models.get(project, name)
     if model.status != "ready":
         raise models.not_found(name)

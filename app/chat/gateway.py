@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import httpx
 import orjson
@@ -16,11 +17,14 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy.exc import DBAPIError
 
+from app.chat.metering import Meter
 from app.kit.database import reading, writing
 from app.kit.errors import BadRequest, InvalidValue, NotFound, ServiceError, Unavailable
 from app.models import serving
 from app.models.service import find, not_found
 from app.models.tables import Model
+from app.projects import limits
+from app.projects.acting import actor
 from app.settings import get_settings
 
 POLL_SECONDS = 0.2
@@ -71,14 +75,26 @@ async def forward(request: Request, project_id: str, path: str) -> Response:
     # A fine-tune ends its turns as its chat template does, which the base model's own configuration may not know.
     ends = [] if body.get("ignore_eos") else model.facts.get("stop_token_ids", [])
     fields = {"stop_token_ids": ends} | body | {"model": model.id}
+    wanted = body.get("stream_options") or {}
+    if body.get("stream") and isinstance(wanted, dict):  # if not, the engine refuses it
+        # Tokens are counted also where the client hangs up, so the engine says with every piece how many there are.
+        fields["stream_options"] = wanted | {"include_usage": True, "continuous_usage_stats": True}
+    meter = Meter(actor(), model.name)
+    left = await anyio.to_thread.run_sync(limits.spend, "tokens", meter.caller.rates, 0)
+    request.state.headers |= limits.headers("tokens", left)
+    limits.require("tokens", left, 1)
     upstream = UpstreamRequest(request.app.state.upstream, path, orjson.dumps(fields))
     async with _in_use(model):
         answer = await _unless_hung_up(request, _ask(upstream, model))
     if answer.is_closed:
-        return Response(
-            _renamed(answer.content, model), answer.status_code, media_type=answer.headers.get("content-type")
-        )
-    return StreamingResponse(_renamed_lines(answer, model), answer.status_code, media_type="text/event-stream")
+        content = answer.content
+        if (whole := _read(content)) is not None:
+            meter.read(whole)
+            await meter.write()
+            content = orjson.dumps(_renamed(whole, model))
+        return Response(content, answer.status_code, media_type=answer.headers.get("content-type"))
+    lines = _renamed_lines(answer, model, meter, wanted)
+    return StreamingResponse(lines, answer.status_code, media_type="text/event-stream")
 
 
 async def _ask(upstream: UpstreamRequest, model: Model) -> httpx.Response:
@@ -206,18 +222,23 @@ async def _unless_hung_up(request: Request, work: Coroutine[Any, Any, httpx.Resp
         watching.cancel()
 
 
-def _renamed(payload: bytes, model: Model) -> bytes:
-    """The engine knows models by id; the answer tells the name that was asked for."""
+def _read(payload: bytes) -> dict[str, Any] | None:
     try:
         answer = orjson.loads(payload)
     except orjson.JSONDecodeError:
-        return payload
-    if isinstance(answer, dict) and answer.get("model") == model.id:
-        answer["model"] = model.name
-    return orjson.dumps(answer)
+        return None
+    return answer if isinstance(answer, dict) else None
 
 
-async def _renamed_lines(answer: httpx.Response, model: Model) -> AsyncIterator[bytes]:
+def _renamed(answer: dict[str, Any], model: Model) -> dict[str, Any]:
+    """The engine knows models by id; the answer tells the name that was asked for."""
+    return answer | {"model": model.name} if answer.get("model") == model.id else answer
+
+
+async def _renamed_lines(
+    answer: httpx.Response, model: Model, meter: Meter, wanted: dict[str, Any]
+) -> AsyncIterator[bytes]:
+    """The answer's events, with the usage that the client wanted (its `stream_options`) and no more."""
     try:
         async with _in_use(model):
             # Lines end with \n alone: text may hold other characters that Python and httpx take for line ends.
@@ -225,9 +246,25 @@ async def _renamed_lines(answer: httpx.Response, model: Model) -> AsyncIterator[
             async for part in answer.aiter_bytes():
                 *lines, rest = (rest + part).split(b"\n")
                 for line in lines:
-                    if line.startswith(b"data: {"):
-                        yield b"data: " + _renamed(line.removeprefix(b"data: "), model) + b"\n\n"
-                    elif line.startswith(b"data:"):
+                    if not line.startswith(b"data:"):
+                        continue
+                    event = _read(line.removeprefix(b"data:"))
+                    if event is None:
                         yield line.rstrip(b"\r") + b"\n\n"
+                        continue
+                    meter.read(event)
+                    if shown := _as_wanted(event, wanted):
+                        yield b"data: " + orjson.dumps(_renamed(shown, model)) + b"\n\n"
     finally:
-        await answer.aclose()
+        with anyio.CancelScope(shield=True):
+            await answer.aclose()
+            await meter.write()
+
+
+def _as_wanted(event: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """The event as the engine would have sent it to the client, or None where it would not have."""
+    if event.get("choices") == [] and "usage" in event:
+        return event if wanted.get("include_usage") else None
+    if wanted.get("continuous_usage_stats"):
+        return event
+    return {name: value for name, value in event.items() if name != "usage"}

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from app.cli import chat, datasets, jobs, keys, models, processes
+from app.cli import backup, chat, datasets, jobs, keys, models, processes
 from app.cli.failure import Failure
 
 
@@ -66,6 +66,9 @@ cli.add_typer(keys.commands, name="keys")
 cli.command("chat")(chat.chat)
 for name, command in processes.COMMANDS.items():
     cli.command(name, rich_help_panel="Service")(command)
+
+for work in (backup.backup, backup.restore):
+    cli.command(rich_help_panel="Service")(work)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`burnish jobs`: start, list, show, watch, cancel."""
+"""`burnish jobs`: start, list, show, watch, and what can be said to a job."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EVENT_COLUMNS = (
     Column("message", "message"),
 )
 
-commands = typer.Typer(no_args_is_help=True, help="Start, list, watch and cancel fine-tuning jobs.")
+commands = typer.Typer(no_args_is_help=True, help="Start, list, watch, pause and cancel fine-tuning jobs.")
 
 
 def _rate(text: str) -> float | str:
@@ -123,7 +123,7 @@ def _print_created(job: dict[str, Any], json: bool) -> None:
 def list_jobs(
     context: typer.Context,
     status: Annotated[
-        str | None, typer.Option(metavar="queued|running|succeeded|failed|cancelled", help="Only these.")
+        str | None, typer.Option(metavar="queued|running|paused|succeeded|failed|cancelled", help="Only these.")
     ] = None,
     limit: Limit = 20,
     after: After = None,
@@ -177,12 +177,35 @@ def metrics(context: typer.Context, id: str, json: Json = False) -> None:
         output.print_table(METRIC_COLUMNS, rows)
 
 
-@commands.command("cancel")
-def cancel(context: typer.Context, id: str, json: Json = False) -> None:
-    """Cancel a job: at once when it is queued, within a step when it runs."""
+def _verb(name: str, help: str) -> None:
+    """Adds a command that says one word to a job and shows the state that it is in then."""
+
+    @commands.command(name, help=help)
+    def say(context: typer.Context, id: str, json: Json = False) -> None:
+        with connect(context) as service:
+            job = service.post(f"/jobs/{segment(id)}/{name}")
+        if json:
+            output.print_json(job)
+        else:
+            output.say(_told(job))
+
+
+def _told(job: dict[str, Any]) -> str:
+    if job["status"] == "running" and job["cancel_requested"]:
+        return "Asked to stop; it ends within a step."
+    if job["pause_requested"]:
+        return "Asked to pause; it does after its step."
+    return f"{job['status'].capitalize()}."
+
+
+_verb("cancel", "Cancel a job: at once when it is queued, within a step when it runs.")
+_verb("pause", "Pause a job: at once when it is queued, after its step when it runs.")
+_verb("resume", "Go on with a paused job, from the step that it paused at.")
+_verb("retry", "Try a failed job again, from its last checkpoint.")
+
+
+@commands.command("delete")
+def delete(context: typer.Context, id: str) -> None:
+    """Delete a job that has ended; its model stays."""
     with connect(context) as service:
-        job = service.post(f"/jobs/{segment(id)}/cancel")
-    if json:
-        output.print_json(job)
-    else:
-        output.say("Cancelled." if job["status"] == "cancelled" else "Asked to stop; it ends within a step.")
+        service.delete(f"/jobs/{segment(id)}")

@@ -7,16 +7,17 @@ from fastapi import APIRouter
 from app.datasets import checking
 from app.datasets.check_schemas import CheckOut, CheckRequest, PreviewOut, PreviewRequest
 from app.kit.errors import errors
+from app.kit.paths import Id
 from app.projects.access import ToRead
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 
 
 @router.post("/{id}/preview", summary="Show a row as the model sees it", responses=errors(404, 409, 422, 503))
-def preview(id: str, request: PreviewRequest, project: ToRead) -> PreviewOut:
+def preview(id: Id, request: PreviewRequest, project: ToRead) -> PreviewOut:
     return checking.preview(project, id, request.base_model, request.row, request.max_length)
 
 
 @router.post("/{id}/check", summary="Count what training would make of the rows", responses=errors(404, 409, 422, 503))
-def check(id: str, request: CheckRequest, project: ToRead) -> CheckOut:
+def check(id: Id, request: CheckRequest, project: ToRead) -> CheckOut:
     return checking.check(project, id, request.base_model, request.max_length, request.validation)

@@ -10,6 +10,7 @@ from app.datasets.tables import Dataset
 from app.kit.database import reading
 from app.kit.errors import InvalidValue, NotFound
 from app.models.bases import ready_base
+from app.models.own_code import runs_own_code
 from app.models.tables import Model
 
 DEFAULT_LENGTH = 2048
@@ -93,8 +94,9 @@ def _length(base: Model, asked: int | None) -> int:
 
 def _render(base: Model, dataset: Dataset, do: str, **arguments: Any) -> Any:
     """The result of a request to the renderer. Raises `InvalidValue` for what it refuses."""
-    files = {"base_model": base.location, "chat_template": base.chat_template, "rows": str(service.rows_path(dataset))}
-    answer = rendering.ask({"do": do, **files, "kind": dataset.kind, **arguments})
+    model = {"base_model": base.location, "chat_template": base.chat_template, "own_code": runs_own_code(base)}
+    rows = str(service.rows_path(dataset))
+    answer = rendering.ask({"do": do, **model, "rows": rows, "kind": dataset.kind, **arguments})
     if "error" not in answer:
         return answer["result"]
     code, message = answer["error"]["code"], answer["error"]["message"]

@@ -10,7 +10,8 @@ from app.datasets import service
 from app.datasets.schemas import DatasetOut, dataset_out, upload_openapi
 from app.kit.errors import errors
 from app.kit.pagination import Page, PageQuery
-from app.projects.access import ToRead, ToWrite
+from app.kit.paths import Id
+from app.projects.access import ToRead, ToUpload, ToWrite
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 
@@ -19,10 +20,10 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
     "",
     status_code=201,
     summary="Upload a dataset",
-    responses={200: {"model": DatasetOut, "description": "The dataset that is there."}, **errors(400, 413, 422)},
+    responses={200: {"model": DatasetOut, "description": "The dataset that is there."}, **errors(400, 409, 413, 422)},
     openapi_extra=upload_openapi(),
 )
-async def create_dataset(request: Request, response: Response, project: ToWrite) -> DatasetOut:
+async def create_dataset(request: Request, response: Response, project: ToUpload) -> DatasetOut:
     dataset, is_new = await service.upload(project, request)
     response.status_code = 201 if is_new else 200
     return dataset_out(dataset)
@@ -35,13 +36,13 @@ def list_datasets(project: ToRead, page: PageQuery) -> Page[DatasetOut]:
 
 
 @router.get("/{id}", summary="Get a dataset", responses=errors(404))
-def get_dataset(id: str, project: ToRead) -> DatasetOut:
+def get_dataset(id: Id, project: ToRead) -> DatasetOut:
     return dataset_out(service.get(project, id))
 
 
 @router.get("/{id}/rows", summary="List canonical rows", responses=errors(404, 422))
 def list_rows(
-    id: str,
+    id: Id,
     project: ToRead,
     limit: Annotated[int, Query(ge=1, le=1000, description="How many at most.")] = 20,
     after: Annotated[int, Query(ge=-1, le=2**53, description="A row's number: what follows it.")] = -1,
@@ -51,5 +52,5 @@ def list_rows(
 
 
 @router.delete("/{id}", status_code=204, summary="Delete a dataset", responses=errors(404, 409))
-def delete_dataset(id: str, project: ToWrite) -> None:
+def delete_dataset(id: Id, project: ToWrite) -> None:
     service.delete(project, id)

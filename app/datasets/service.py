@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from app.datasets.examining import Findings
 from app.datasets.formats import TAGS, candidates, is_text_column
 from app.datasets.reading import Options
 from app.datasets.reports import keep_refused, make_report, refusal
-from app.datasets.schemas import UploadFields
-from app.datasets.tables import Dataset
+from app.datasets.schemas import UploadFields, dataset_out
+from app.datasets.tables import Dataset, Report
 from app.files.tables import File
 from app.kit import storage
 from app.kit.database import reading, writing
@@ -33,6 +34,12 @@ from app.kit.ids import new_id
 from app.kit.pagination import Paging, newest_first
 from app.kit.references import references
 from app.kit.uploads import HashedFile, Upload, receive
+from app.projects import removal
+from app.projects.audit import record
+from app.projects.idempotency import arrived, creating, remember
+from app.projects.limits import project_limits
+from app.settings import get_settings
+from app.usage.service import require_room
 
 DEFAULT_NAME = "dataset"
 # Uploads that wait for their check take threads of their own, not those that answer everything else.
@@ -50,14 +57,24 @@ async def upload(project_id: str, request: Request) -> tuple[Dataset, bool]:
         contextmanager_in_threadpool(examination(folder / "file", folder)) as examining,
     ):
 
-        def arrived(sofar: Upload) -> None:
+        def look(sofar: Upload) -> None:
             try:
                 examining.arrived(*_as_asked(sofar)[1:], sofar.bytes)
             except InvalidValue:
                 return  # is said when all has arrived: few clients listen before
 
-        received = await receive(request, folder / "file", UploadFields.model_fields, arrived)
+        limit = await to_thread.run_sync(_upload_limit, project_id)
+        received = await receive(request, folder / "file", UploadFields.model_fields, look, limit)
         return await to_thread.run_sync(_create, project_id, received, folder, examining, limiter=CREATING)
+
+
+def _upload_limit(project_id: str) -> int:
+    """How many bytes an upload may have. Raises `Conflict` where the project's storage is full."""
+    with reading() as session:
+        limits = project_limits(session, project_id)
+        require_room(session, project_id, 0)
+    most = get_settings().max_upload_bytes
+    return most if limits.upload_bytes is None else min(most, limits.upload_bytes)
 
 
 def _as_asked(received: Upload) -> tuple[UploadFields, str, Options]:
@@ -73,6 +90,7 @@ def _as_asked(received: Upload) -> tuple[UploadFields, str, Options]:
 
 def _create(project_id: str, received: Upload, folder: Path, examining: Examination) -> tuple[Dataset, bool]:
     fields, filename, options = _as_asked(received)
+    arrived([received.sha256, received.filename, received.fields])
     findings = examining.findings(filename, options, received.bytes)
     file = File(
         id=new_id("file"),
@@ -100,13 +118,18 @@ def _create(project_id: str, received: Upload, folder: Path, examining: Examinat
         report=report,
         meta={},
     )
-    with writing() as session:
+    with creating() as session:
         blobs.hold(session, *blobs.of(report))
         there = select(Dataset).where(Dataset.project_id == project_id, Dataset.identity == dataset.identity)
         if found := session.scalars(there).one_or_none():
+            remember(session, 200, dataset_out(found))
             return found, False
-        blobs.put(report, folder)
+        require_room(session, project_id, file.bytes)
         session.add(dataset)
+        session.flush()  # from here on the project cannot go, which would leave the blobs behind
+        blobs.put(report, folder)
+        record(session, "dataset.create", dataset.id, name=dataset.name)
+        remember(session, 201, dataset_out(dataset))
     return dataset, True
 
 
@@ -206,6 +229,17 @@ def list_datasets(project_id: str, paging: Paging) -> tuple[list[Dataset], bool]
         return newest_first(session, select(Dataset).where(Dataset.project_id == project_id), Dataset.id, paging)
 
 
+def _remove_all(session: Session, project_id: str) -> Callable[[], None]:
+    hashes = set[str]()
+    for table in (File.sha256, Report.rows_sha256, Dataset.rows_sha256):
+        query = select(table).where(table.class_.project_id == project_id, table.is_not(None))
+        hashes |= set(session.scalars(query))
+    return lambda: blobs.release(*hashes)
+
+
+removal.register(_remove_all)
+
+
 def delete(project_id: str, dataset_id: str) -> None:
     """Removes a dataset, and the bytes that no other one shares. Raises `NotFound`, or `Conflict` while it is in use."""
     with writing() as session:
@@ -216,6 +250,7 @@ def delete(project_id: str, dataset_id: str) -> None:
                 code="in_use",
                 hint="Wait until the job has ended, or cancel it, then try again.",
             )
+        record(session, "dataset.delete", dataset.id, name=dataset.name)
         report = dataset.report
         released = [*blobs.of(report), *([dataset.rows_sha256] if dataset.rows_sha256 else [])]
         session.delete(dataset)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import ColumnElement, and_, delete, func, insert, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -19,7 +19,10 @@ from app.kit.leases import LeaseLost
 from app.kit.leases import claim as claim_row
 from app.kit.leases import hold as hold_row
 from app.models.tables import Model
+from app.projects.tables import Project
 from app.settings import get_settings
+from app.usage import service as usage
+from app.usage.service import Used
 
 log = logging.getLogger(__name__)
 
@@ -27,17 +30,25 @@ log = logging.getLogger(__name__)
 def claim(worker: str) -> Job | None:
     """The oldest queued job, now running under a new attempt of `worker`; None where there is none."""
     with writing() as session:
-        job = claim_row(session, Job, Job.status == "queued", get_settings().lease_seconds)
+        job = claim_row(session, Job, _eligible(session), get_settings().lease_seconds)
         if job is None:
             return None
         session.add(Attempt(job_id=job.id, number=job.attempt, worker=worker, started_at=utc_now()))
-        if (
-            published(session, job) is None
-        ):  # it trains again from step 0: what it measures counts, not what the lost attempt did
-            session.execute(delete(Metric).where(Metric.job_id == job.id))
         job.progress = {"phase": "loading"}
         move(session, job, "claim", f"Attempt {job.attempt} started.", attempt=job.attempt, worker=worker)
         return job
+
+
+def _eligible(session: Session) -> ColumnElement[bool]:
+    """Queued jobs of projects that run fewer than they may. The projects that have such a limit are locked, so that two
+    workers never take the last place of one together."""
+    may_run = Project.limits["running_jobs"].as_integer()
+    query = select(Project.id, may_run).where(may_run.is_not(None)).order_by(Project.id)
+    limited = session.execute(query.with_for_update(key_share=True)).all()
+    counts = select(Job.project_id, func.count()).where(Job.status == "running").group_by(Job.project_id)
+    running = dict(session.execute(counts).all()) if limited else {}
+    full = [project for project, most in limited if running.get(project, 0) >= most]
+    return and_(Job.status == "queued", Job.project_id.not_in(full))
 
 
 def published(session: Session, job: Job) -> Model | None:
@@ -91,6 +102,7 @@ def record(session: Session, row: Job, events: list[dict[str, Any]]) -> None:
                 _progress(row, phase=fields["phase"])
                 add_event(session, row, "phase", f"Now {fields['phase']}.", **fields)
             case "started":
+                _start(session, row, fields)
                 _progress(row, total_steps=fields["total_steps"])
                 text = "{rows} rows, {tokens} tokens of which {loss_tokens} carry loss, {total_steps} steps."
                 add_event(session, row, "progress", text.format(**fields), **fields)
@@ -98,6 +110,7 @@ def record(session: Session, row: Job, events: list[dict[str, Any]]) -> None:
                 measured = ("step", "loss", "learning_rate", "grad_norm", "tokens", "epoch")
                 steps.append({key: fields[key] for key in measured})
                 before, total = (row.progress or {}).get("step", 0), (row.progress or {}).get("total_steps") or 1
+                _attempt(row).tokens += fields["tokens"]
                 _progress(
                     row, **{key: fields[key] for key in ("step", "epoch", "loss", "tokens_per_second", "eta_seconds")}
                 )
@@ -139,14 +152,36 @@ def record(session: Session, row: Job, events: list[dict[str, Any]]) -> None:
         session.execute(insert(Metric), rows)
 
 
+def _start(session: Session, row: Job, fields: dict[str, Any]) -> None:
+    """The trainer has begun, at a step of which the checkpoint told: what was measured after it is measured again."""
+    attempt, step = _attempt(row), fields.get("start_step", 0)
+    attempt.gpus, attempt.start_step = fields.get("gpus", 0), step
+    session.execute(delete(Metric).where(Metric.job_id == row.id, Metric.step > step))
+    if not step:
+        return
+    differences = fields["differences"]
+    attempt.resume = "approximate" if differences else "exact"
+    attempt.resume_reason = "; ".join(differences) or None
+    how = f"approximately, because of {attempt.resume_reason}" if differences else "exactly"
+    add_event(session, row, "resumed", f"Goes on {how} from step {step}.", step=step, resume=attempt.resume)
+
+
+def _attempt(row: Job) -> Attempt:
+    """The attempt that the held row is under."""
+    return next(attempt for attempt in row.attempts if attempt.number == row.attempt)
+
+
 def _progress(row: Job, **fields: Any) -> None:
     row.progress = (row.progress or {}) | fields
 
 
 def end(session: Session, row: Job, outcome: str, reason: str | None = None) -> None:
-    """Writes how the held row's attempt ended."""
-    attempt = session.get_one(Attempt, (row.id, row.attempt))
+    """Writes how the held row's attempt ended, and what it used."""
+    attempt = _attempt(row)
     attempt.ended_at, attempt.outcome, attempt.reason = utc_now(), outcome, reason
+    seconds = (attempt.ended_at - attempt.started_at).total_seconds()
+    used = Used(trained_tokens=attempt.tokens, gpu_seconds=seconds * attempt.gpus)
+    usage.add(session, row.project_id, row.key_id, row.name, used)
 
 
 def fail(session: Session, row: Job, code: str, message: str, hint: str | None = None) -> None:
@@ -159,9 +194,11 @@ def fail(session: Session, row: Job, code: str, message: str, hint: str | None =
 def lose(session: Session, row: Job, code: str, message: str) -> None:
     """Ends the held row's attempt as lost: the job runs again, or fails when that happened `max_attempts` times."""
     end(session, row, "lost", message)
-    lost = sum(attempt.outcome == "lost" for attempt in row.attempts)
+    lost = sum(attempt.outcome == "lost" and attempt.number > row.retried_after for attempt in row.attempts)
     if row.cancel_requested:
         move(session, row, "cancel", "Cancelled; the attempt had been lost.")
+    elif row.pause_requested:
+        pause(session, row, "Paused; the attempt had been lost.")
     elif lost < get_settings().max_attempts:
         row.progress = None
         move(session, row, "requeue", f"Attempt {row.attempt} was lost: {message} The job runs again.", reason=message)
@@ -179,6 +216,18 @@ def hand_over(session: Session, row: Job) -> None:
     end(session, row, "handed_over", "The worker was stopped.")
     row.progress = None
     move(session, row, "requeue", "The worker was stopped; the job goes on when there is one.", reason="worker stopped")
+
+
+def paused(session: Session, row: Job) -> None:
+    """Gives the held row's slot up until the job is resumed."""
+    end(session, row, "paused")
+    pause(session, row, f"Paused at step {(row.progress or {}).get('step', 0)}.")
+
+
+def pause(session: Session, row: Job, message: str) -> None:
+    """Moves a locked row that has no attempt, or none any more."""
+    row.pause_requested = False
+    move(session, row, "pause", message)
 
 
 def cancelled(session: Session, row: Job) -> None:

@@ -10,14 +10,26 @@ import anyio.to_thread
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, format_sse_event
 
-from app.jobs import service
+from app.jobs import service, verbs
 from app.jobs.lifecycle import Status
-from app.jobs.schemas import EventOut, JobCreate, JobOut, MetricOut, event_out, job_out
+from app.jobs.schemas import (
+    CheckpointOut,
+    EventOut,
+    JobCreate,
+    JobOut,
+    MetricOut,
+    checkpoint_out,
+    event_out,
+    job_out,
+)
 from app.kit.errors import errors
 from app.kit.pagination import Page, PageQuery
-from app.projects.access import ToRead, ToWrite
+from app.kit.paths import Id
+from app.projects.access import ToCreate, ToRead, ToWrite
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+StatusFilter = Annotated[Status | None, Query(description="Only jobs of this status.")]
 
 # How often a stream of events looks for new ones.
 EVENT_POLL_SECONDS = 0.3
@@ -26,31 +38,56 @@ KEEPALIVE_SECONDS = 15.0
 
 
 @router.post("", status_code=202, summary="Start a job", responses=errors(409, 422))
-def create_job(request: JobCreate, project: ToWrite) -> JobOut:
+def create_job(request: JobCreate, project: ToCreate) -> JobOut:
     return job_out(service.create(project, request))
 
 
 @router.get("", summary="List jobs", responses=errors(422))
-def list_jobs(project: ToRead, page: PageQuery, status: Status | None = None) -> Page[JobOut]:
+def list_jobs(project: ToRead, page: PageQuery, status: StatusFilter = None) -> Page[JobOut]:
     jobs, more = service.list_jobs(project, page, status)
     return Page(data=[job_out(job) for job in jobs], has_more=more)
 
 
 @router.get("/{id}", summary="Get a job", responses=errors(404))
-def get_job(id: str, project: ToRead) -> JobOut:
+def get_job(id: Id, project: ToRead) -> JobOut:
     return job_out(service.get(project, id))
 
 
 @router.post("/{id}/cancel", summary="Cancel a job", responses=errors(404, 409))
-def cancel_job(id: str, project: ToWrite) -> JobOut:
-    return job_out(service.cancel(project, id))
+def cancel_job(id: Id, project: ToWrite) -> JobOut:
+    return job_out(verbs.cancel(project, id))
+
+
+@router.post("/{id}/pause", summary="Pause a job", responses=errors(404, 409))
+def pause_job(id: Id, project: ToWrite) -> JobOut:
+    return job_out(verbs.pause(project, id))
+
+
+@router.post("/{id}/resume", summary="Go on with a paused job", responses=errors(404, 409))
+def resume_job(id: Id, project: ToWrite) -> JobOut:
+    return job_out(verbs.resume(project, id))
+
+
+@router.post("/{id}/retry", summary="Try a failed job again", responses=errors(404, 409))
+def retry_job(id: Id, project: ToWrite) -> JobOut:
+    return job_out(verbs.retry(project, id))
+
+
+@router.delete("/{id}", status_code=204, summary="Delete a job that has ended", responses=errors(404, 409))
+def delete_job(id: Id, project: ToWrite) -> None:
+    verbs.delete(project, id)
+
+
+@router.get("/{id}/checkpoints", summary="What a run can go on from", responses=errors(404))
+def list_checkpoints(id: Id, project: ToRead) -> Page[CheckpointOut]:
+    return Page(data=[checkpoint_out(each) for each in service.list_checkpoints(project, id)], has_more=False)
 
 
 @router.get("/{id}/metrics", summary="What each optimiser step measured", responses=errors(404, 422))
 def list_metrics(
-    id: str,
+    id: Id,
     project: ToRead,
-    limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+    limit: Annotated[int, Query(ge=1, le=10_000, description="How many at most.")] = 1000,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="A step: what follows it.")] = 0,
 ) -> Page[MetricOut]:
     rows, more = service.metrics(project, id, after, limit)
@@ -64,10 +101,10 @@ def list_metrics(
     responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}, **errors(404, 422)},
 )
 async def list_events(
-    id: str,
+    id: Id,
     project: ToRead,
     request: Request,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    limit: Annotated[int, Query(ge=1, le=1000, description="How many at most.")] = 100,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="An event's number: what follows it.")] = 0,
     last_event_id: Annotated[int | None, Header(ge=0, le=2**31 - 1, description="Resumes a stream.")] = None,
 ) -> Response | Page[EventOut]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from app.jobs.tables import Event, Job
+from app.jobs.tables import Checkpoint, Event, Job
 from app.kit.database import utc_now
 from app.kit.errors import Conflict
 from app.models.tables import Model
 
-Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-Transition = Literal["claim", "requeue", "succeed", "fail", "cancel"]
+Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
+Transition = Literal["claim", "requeue", "succeed", "fail", "cancel", "pause", "resume", "retry"]
 
 ENDED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
 
@@ -23,18 +23,17 @@ TRANSITIONS: dict[Transition, tuple[tuple[Status, ...], Status, str]] = {
     "requeue": (("running",), "queued", "requeued"),
     "succeed": (("running",), "succeeded", "succeeded"),
     "fail": (("running",), "failed", "failed"),
-    "cancel": (("queued", "running"), "cancelled", "cancelled"),
+    "cancel": (("queued", "running", "paused"), "cancelled", "cancelled"),
+    "pause": (("queued", "running"), "paused", "paused"),
+    "resume": (("paused",), "queued", "resumed"),
+    "retry": (("failed",), "queued", "retried"),
 }
 
 
 def move(session: Session, job: Job, transition: Transition, message: str, **data: Any) -> None:
     """Moves the locked row `job`, with its event. Raises `Conflict` where the table does not allow it."""
-    legal, target, event = TRANSITIONS[transition]
-    if job.status not in legal:
-        raise Conflict(
-            f"The job {job.id} is {job.status}; to {transition} it, it must be {' or '.join(legal)}.",
-            hint="GET /jobs/{id} shows its state and GET /jobs/{id}/events how it got there.",
-        )
+    require_legal(job, transition)
+    _, target, event = TRANSITIONS[transition]
     job.status = target
     if target == "running":
         job.started_at = job.started_at or utc_now()
@@ -42,9 +41,24 @@ def move(session: Session, job: Job, transition: Transition, message: str, **dat
         job.lease_expires_at = None
     if target in ENDED:
         job.ended_at = utc_now()
+    else:
+        job.ended_at = None
+    if target in ("succeeded", "cancelled"):
+        # Nothing goes on from them; what storage holds of them is removed at the next round of housekeeping.
+        session.execute(delete(Checkpoint).where(Checkpoint.job_id == job.id))
     if target in ("failed", "cancelled"):
         _end_model(session, job)
     add_event(session, job, event, message, **data)
+
+
+def require_legal(job: Job, transition: Transition) -> None:
+    """Raises `Conflict` where the table does not allow the transition from the job's state."""
+    legal = TRANSITIONS[transition][0]
+    if job.status not in legal:
+        raise Conflict(
+            f"The job {job.id} is {job.status}; to {transition} it, it must be {' or '.join(legal)}.",
+            hint="GET /jobs/{id} shows its state and GET /jobs/{id}/events how it got there.",
+        )
 
 
 def _end_model(session: Session, job: Job) -> None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from app.jobs.lifecycle import Status
 from app.jobs.spec import Check, Deploy, Hyperparameters, JobSpec, Lora, Validation
-from app.jobs.tables import Event, Job
+from app.jobs.tables import Checkpoint, Event, Job
 from app.kit.wire import Failure, Metadata, Name, Reference
 
 
@@ -19,7 +19,9 @@ class JobCreate(JobSpec):
     base_model: str = Field(
         min_length=1, max_length=64, description="Name or id of a base model.", examples=["demo-base"]
     )
-    dataset: str = Field(min_length=1, max_length=64, description="Id of a dataset.")
+    dataset: str = Field(
+        min_length=1, max_length=64, description="Id of a dataset.", examples=["ds_01k0000000000000000000000"]
+    )
     name: Name | None = Field(None, description="Name of the fine-tune; unique. Default: made from base and id.")
     metadata: Metadata = Field(default_factory=dict)
 
@@ -47,7 +49,11 @@ class AttemptOut(BaseModel):
     started_at: datetime
     ended_at: datetime | None
     start_step: int
-    outcome: Literal["succeeded", "failed", "cancelled", "lost", "handed_over"] | None
+    resume: Literal["exact", "approximate"] | None = Field(
+        description="How it went on from a checkpoint; null: it did not."
+    )
+    resume_reason: str | None = Field(description="What differs from the machine that made the checkpoint.")
+    outcome: Literal["succeeded", "failed", "cancelled", "lost", "handed_over", "paused"] | None
     reason: str | None
 
 
@@ -69,6 +75,7 @@ class JobOut(BaseModel):
     progress: Progress | None
     attempts: list[AttemptOut]
     cancel_requested: bool
+    pause_requested: bool
     error: Failure | None
     model: Reference | None
     metadata: Metadata
@@ -100,6 +107,17 @@ class MetricOut(BaseModel):
     validation_loss: float | None = None
 
 
+class CheckpointOut(BaseModel):
+    """What a run can go on from."""
+
+    id: str
+    object: Literal["checkpoint"] = "checkpoint"
+    attempt: int = Field(description="The attempt that made it.")
+    step: int = Field(description="The optimiser step that it follows.")
+    bytes: int
+    created_at: datetime
+
+
 def job_out(job: Job) -> JobOut:
     """The wire form of a row."""
     return JobOut(
@@ -112,6 +130,7 @@ def job_out(job: Job) -> JobOut:
         progress=Progress(**job.progress) if job.progress else None,
         attempts=[AttemptOut.model_validate(attempt, from_attributes=True) for attempt in job.attempts],
         cancel_requested=job.cancel_requested,
+        pause_requested=job.pause_requested,
         error=Failure(**job.error) if job.error else None,
         model=Reference(id=job.model_id, name=job.name) if job.model_id else None,
         metadata=job.meta,
@@ -126,3 +145,8 @@ def event_out(event: Event) -> EventOut:
     return EventOut(
         id=event.number, type=event.type, message=event.message, data=event.data, created_at=event.created_at
     )
+
+
+def checkpoint_out(checkpoint: Checkpoint) -> CheckpointOut:
+    """The wire form of a row."""
+    return CheckpointOut.model_validate(checkpoint, from_attributes=True)

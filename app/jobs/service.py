@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import or_, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.datasets.tables import Dataset
-from app.jobs.lifecycle import ENDED, add_event, move
-from app.jobs.schemas import JobCreate
+from app.jobs.checkpoints import newest_first as newest_checkpoints
+from app.jobs.lifecycle import ENDED, add_event
+from app.jobs.schemas import JobCreate, job_out
 from app.jobs.spec import JobSpec, auto_epochs, auto_learning_rate
-from app.jobs.tables import Event, Job, Metric
+from app.jobs.tables import Checkpoint, Event, Job, Metric
 from app.kit import references
-from app.kit.database import reading, writing
+from app.kit.database import reading
 from app.kit.errors import Conflict, InvalidValue, NotFound
 from app.kit.ids import new_id
 from app.kit.pagination import Paging, newest_first
@@ -23,13 +24,20 @@ from app.kit.queue import wake
 from app.models import service as models
 from app.models.bases import ready_base
 from app.models.tables import Model
+from app.projects import removal
+from app.projects.acting import actor
+from app.projects.audit import record
+from app.projects.idempotency import creating, remember
+from app.projects.limits import lock_project, project_limits
 from app.settings import get_settings
+from app.usage import service as usage
 
 
 def create(project_id: str, request: JobCreate) -> Job:
     """Accepts a job, with every default resolved. What cannot work is refused here, with the field named."""
     spec = request.spec()
-    with writing() as session:
+    with creating() as session:
+        require_room(session, project_id)
         base = _base_model(session, project_id, request.base_model)
         dataset = _dataset(session, project_id, request.dataset, "dataset")
         validation = spec.validation.dataset if spec.validation else None
@@ -47,6 +55,7 @@ def create(project_id: str, request: JobCreate) -> Job:
             base_model_name=base.name,
             dataset_id=dataset.id,
             validation_dataset_id=validation,
+            key_id=actor().key_id,
             meta=request.metadata,
             event_count=0,
             attempts=[],
@@ -54,8 +63,25 @@ def create(project_id: str, request: JobCreate) -> Job:
         job.name = request.name or f"{base.name[:55]}-{job.id[-8:]}"
         _claim_name(session, job)
         add_event(session, job, "created", f"Accepted: {spec.stage} of '{base.name}' on {dataset.rows} rows.")
+        record(session, "job.create", job.id, name=job.name)
+        remember(session, 202, job_out(job))
     wake("train")
     return job
+
+
+def require_room(session: Session, project_id: str) -> None:
+    """Raises `Conflict` where the project's limits leave no room for another job or its outcome."""
+    most = project_limits(session, project_id).queued_jobs
+    if most is not None:
+        lock_project(session, project_id)
+        queued = session.scalar(select(func.count()).where(Job.project_id == project_id, Job.status == "queued")) or 0
+        if queued >= most:
+            raise Conflict(
+                f"{queued} jobs of this project are queued; its limit is {most}.",
+                code="limit_reached",
+                hint="Wait until one starts, or cancel one.",
+            )
+    usage.require_room(session, project_id, 0)
 
 
 def _base_model(session: Session, project_id: str, name: str) -> Model:
@@ -160,28 +186,33 @@ def _resolve(request: JobCreate, spec: JobSpec, base: Model, dataset: Dataset) -
 
 
 def _claim_name(session: Session, job: Job) -> None:
-    taken = Conflict(
+    if models.find(session, job.project_id, job.name) is not None:
+        raise name_taken(job)
+    try:
+        with session.begin_nested():
+            session.add(job)
+    except IntegrityError:
+        raise name_taken(job) from None
+
+
+def name_taken(job: Job) -> Conflict:
+    """The error for a job whose name is another model's or job's."""
+    return Conflict(
         f"The name '{job.name}' is taken.",
         param="name",
         code="name_taken",
         hint="A fine-tune is named once; choose another.",
     )
-    if models.find(session, job.project_id, job.name) is not None:
-        raise taken
-    try:
-        with session.begin_nested():
-            session.add(job)
-    except IntegrityError:
-        raise taken from None
 
 
 def get(project_id: str, id: str) -> Job:
     """The job. Raises `NotFound`."""
     with reading() as session:
-        return _find(session, project_id, id)
+        return find(session, project_id, id)
 
 
-def _find(session: Session, project_id: str, id: str, *, lock: bool = False) -> Job:
+def find(session: Session, project_id: str, id: str, *, lock: bool = False) -> Job:
+    """The project's job of this id; with `lock`, held until the transaction ends. Raises `NotFound`."""
     query = select(Job).where(Job.project_id == project_id, Job.id == id)
     job = session.scalars(query.with_for_update(of=Job) if lock else query).first()
     if job is None:
@@ -198,33 +229,25 @@ def list_jobs(project_id: str, paging: Paging, status: str | None) -> tuple[list
         return newest_first(session, query, Job.id, paging)
 
 
-def cancel(project_id: str, id: str) -> Job:
-    """Cancels a queued job, asks a running one to stop; on a cancelled job nothing. Raises `Conflict` on other ended ones."""
-    with writing() as session:
-        job = _find(session, project_id, id, lock=True)
-        if job.status == "running":
-            if not job.cancel_requested:
-                job.cancel_requested = True
-                add_event(session, job, "cancel_requested", "Asked to stop.")
-        elif job.status != "cancelled":
-            job.cancel_requested = True
-            move(session, job, "cancel", "Cancelled before it started.")
-        return job
-
-
 def events(project_id: str, id: str, after: int, limit: int) -> tuple[list[Event], bool, bool]:
     """Events after number `after`, oldest first; whether there are more, and whether the job has ended."""
     with reading() as session:
-        job = _find(session, project_id, id)
+        job = find(session, project_id, id)
         query = select(Event).where(Event.job_id == id, Event.number > after).order_by(Event.number).limit(limit + 1)
         found = list(session.scalars(query))
         return found[:limit], len(found) > limit, job.status in ENDED
 
 
+def list_checkpoints(project_id: str, id: str) -> list[Checkpoint]:
+    """The job's checkpoints, the newest first. Raises `NotFound`."""
+    with reading() as session:
+        return newest_checkpoints(session, find(session, project_id, id).id)
+
+
 def metrics(project_id: str, id: str, after: int, limit: int) -> tuple[list[dict[str, Any]], bool]:
     """Measurements after step `after`, oldest first, and whether there are more."""
     with reading() as session:
-        _find(session, project_id, id)
+        find(session, project_id, id)
         query = select(Metric).where(Metric.job_id == id, Metric.step > after).order_by(Metric.step).limit(limit + 1)
         found = [{"step": metric.step, **metric.data} for metric in session.scalars(query)]
         return found[:limit], len(found) > limit
@@ -247,6 +270,13 @@ def _job_named(session: Session, name: str, project_id: str) -> str | None:
     return f"the job {user} will give it to its model" if user else None
 
 
+def _hold_all(session: Session, project_id: str) -> Callable[[], None]:
+    """Held first of all: who works on a job writes to other rows while it holds the job's."""
+    session.execute(select(Job.id).where(Job.project_id == project_id).order_by(Job.id).with_for_update())
+    return lambda: None
+
+
+removal.register(_hold_all)
 references.register("model name", _job_named)
 references.register("dataset", _job_using(Job.dataset_id, Job.validation_dataset_id))
 references.register("model", _job_using(Job.base_model_id, Job.model_id))

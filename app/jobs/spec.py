@@ -12,11 +12,13 @@ from app.kit.wire import Strict
 class Lora(Strict):
     """Low-rank adapters (Hu et al., 2021): the update of a weight is `alpha / rank · B A`."""
 
-    type: Literal["lora"] = "lora"
-    rank: int = Field(8, ge=1, le=512)
+    type: Literal["lora"] = Field("lora", description="The method.")
+    rank: int = Field(8, ge=1, le=512, description="Rank of the update.")
     alpha: float = Field(0, gt=0, le=65536, validate_default=False, description="Default: twice the rank.")
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1, max_length=64)] = "all-linear"
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of an adapter's inputs that a step leaves out.")
+    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1, max_length=64)] = Field(
+        "all-linear", description="Names of the modules that are adapted, or all linear layers but the output's."
+    )
 
     @model_validator(mode="after")
     def _default_alpha(self) -> Lora:
@@ -28,23 +30,32 @@ class Lora(Strict):
 class Hyperparameters(Strict):
     """How the optimiser runs. `batch_size` counts rows per optimiser step."""
 
-    epochs: Annotated[float, Field(gt=0, le=1000)] | Literal["auto"] = "auto"
-    max_steps: int | None = Field(None, ge=1, le=10_000_000)
-    learning_rate: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"
-    batch_size: int = Field(16, ge=1, le=4096)
-    max_length: int = Field(2048, ge=8, le=1_048_576)
-    warmup_ratio: float = Field(0.1, ge=0, le=1)
-    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
-    weight_decay: float = Field(0.0, ge=0, le=1)
-    seed: int = Field(42, ge=0, le=2**32 - 1)
+    epochs: Annotated[float, Field(gt=0, le=1000)] | Literal["auto"] = Field(
+        "auto", description="Passes over the rows. auto: three, fewer for many rows."
+    )
+    max_steps: int | None = Field(None, ge=1, le=10_000_000, description="Ends after so many steps, if before.")
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
+        "auto", description="The highest one. auto: by the model's hidden size."
+    )
+    batch_size: int = Field(16, ge=1, le=4096, description="Rows of an optimiser step.")
+    max_length: int = Field(2048, ge=8, le=1_048_576, description="Tokens of a row; what is longer is cut.")
+    warmup_ratio: float = Field(0.1, ge=0, le=1, description="Share of the steps over which the rate rises.")
+    scheduler: Literal["cosine", "linear", "constant"] = Field("cosine", description="How the rate falls after that.")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's.")
+    checkpoint_every: Annotated[int, Field(ge=1, le=10_000_000)] | Literal["auto"] = Field(
+        "auto", description="Steps between checkpoints, beside those of every epoch. auto: about two minutes."
+    )
+    seed: int = Field(42, ge=0, le=2**32 - 1, description="Of the order of rows, first weights and dropout.")
 
 
 class Validation(Strict):
     """Held-out rows: a dataset of their own, or a share of the training rows chosen by the seed (None: the job's)."""
 
-    dataset: str | None = None
-    fraction: float | None = Field(None, gt=0, le=0.5)
-    seed: int | None = Field(None, ge=0, le=2**32 - 1)
+    dataset: str | None = Field(None, description="Id of a dataset.")
+    fraction: float | None = Field(
+        None, gt=0, le=0.5, description="Share of the rows that is held out.", examples=[0.1]
+    )
+    seed: int | None = Field(None, ge=0, le=2**32 - 1, description="Of the choice of rows. Default: the job's.")
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Validation:
@@ -58,30 +69,31 @@ class Validation(Strict):
 class Deploy(Strict):
     """How the result is served: beside its base, as merged weights of its own, or not at all."""
 
-    mode: Literal["adapter", "merged", "none"] = "adapter"
+    mode: Literal["adapter", "merged", "none"] = Field("adapter", description="How the outcome is served.")
 
 
 class Check(Strict):
     """What the job's data must satisfy when it starts: which share of the rows may lose an answer's end-of-turn token."""
 
-    max_cut_share: float = Field(0.2, ge=0, le=1)
+    max_cut_share: float = Field(0.2, ge=0, le=1, description="Most rows that may lose their end, as a share.")
 
 
 class JobSpec(Strict):
     """Everything that decides the result, beside base model and rows. Stored with every default written out."""
 
-    stage: Literal["sft"] = "sft"
-    method: Lora = Field(default_factory=Lora)
-    hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters)
-    validation: Validation | None = None
-    check: Check = Field(default_factory=Check)
-    deploy: Deploy = Field(default_factory=Deploy)
+    stage: Literal["sft"] = Field("sft", description="What is learned: `sft`, answers to chats.")
+    method: Lora = Field(default_factory=Lora, description="Which weights change.")
+    hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters, description="How they are optimised.")
+    validation: Validation | None = Field(None, description="Rows that are not trained on. Default: none.")
+    check: Check = Field(default_factory=Check, description="What the data must satisfy.")
+    deploy: Deploy = Field(default_factory=Deploy, description="What becomes of the outcome.")
 
 
 class TrainerSpec(Strict):
     """The file that `python -m worker.trainer` reads: a resolved `JobSpec` and where things lie on this machine.
 
-    `rows` and `validation_rows` are Parquet files of canonical rows; `threads` is 0 for all cores.
+    `rows` and `validation_rows` are Parquet files of canonical rows; `threads` is 0 for all cores;
+    `resume_from` is the folder of a checkpoint; `own_code` says that the base model's code is to run.
     """
 
     job: str
@@ -89,6 +101,8 @@ class TrainerSpec(Strict):
     spec: JobSpec
     base_model: str
     chat_template: str | None
+    own_code: bool = False
+    resume_from: str | None = None
     rows: str
     validation_rows: str | None = None
     threads: int = 0

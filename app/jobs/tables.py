@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, String, Text, text
+from sqlalchemy import BigInteger, ForeignKey, Index, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.kit.database import Base, UtcDateTime, utc_now
@@ -16,7 +16,8 @@ from app.projects.tables import Project
 class Job(Leased):
     """A request to train. `attempt` is its fencing token: a write of an older attempt changes nothing.
 
-    `cancel_requested` is the wanted state, which the supervisor reads with every heartbeat.
+    `cancel_requested` and `pause_requested` are the wanted state, which the supervisor reads with every heartbeat.
+    `retried_after`: the attempt after which it was last tried again by hand; lost ones count from there.
     """
 
     __tablename__ = "jobs"
@@ -43,7 +44,10 @@ class Job(Leased):
     dataset_id: Mapped[str] = mapped_column(String(40), index=True)
     validation_dataset_id: Mapped[str | None] = mapped_column(String(40), index=True)
     model_id: Mapped[str | None] = mapped_column(String(40))
+    key_id: Mapped[str | None] = mapped_column(String(40))
     cancel_requested: Mapped[bool] = mapped_column(default=False)
+    pause_requested: Mapped[bool] = mapped_column(default=False)
+    retried_after: Mapped[int] = mapped_column(default=0)
     event_count: Mapped[int] = mapped_column(default=0)
     progress: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]
@@ -56,7 +60,8 @@ class Job(Leased):
 
 
 class Attempt(Base):
-    """One try at a job by one worker. `outcome`: succeeded, failed, cancelled or lost; null while it runs."""
+    """One try at a job by one worker. `outcome`: succeeded, failed, cancelled or lost; null while it runs. `tokens` were
+    trained on, on so many `gpus`. `resume`, of one that went on from a checkpoint: exact or approximate, and why."""
 
     __tablename__ = "attempts"
 
@@ -64,10 +69,29 @@ class Attempt(Base):
     number: Mapped[int] = mapped_column(primary_key=True)
     worker: Mapped[str] = mapped_column(String(200))
     start_step: Mapped[int] = mapped_column(default=0)
+    tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+    gpus: Mapped[int] = mapped_column(default=0)
+    resume: Mapped[str | None] = mapped_column(String(20))
+    resume_reason: Mapped[str | None] = mapped_column(Text)
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     outcome: Mapped[str | None] = mapped_column(String(20))
     reason: Mapped[str | None] = mapped_column(Text)
+
+
+class Checkpoint(Base):
+    """All that a run needs to go on from a step, stored under `key` before its row is inserted."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (UniqueConstraint("job_id", "attempt", "step"),)
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    attempt: Mapped[int]
+    step: Mapped[int]
+    key: Mapped[str] = mapped_column(String(200))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
 
 
 class Event(Base):

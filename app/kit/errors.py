@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -16,6 +18,7 @@ class ServiceError(Exception):
 
     status = 400
     code = "invalid_request"
+    headers: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self, message: str, *, hint: str | None = None, param: str | None = None, code: str | None = None, **extra: Any
@@ -32,39 +35,69 @@ class ServiceError(Exception):
 
 
 class BadRequest(ServiceError):
+    """The body cannot be read."""
+
     status, code = 400, "invalid_json"
 
 
 class Unauthorized(ServiceError):
+    """There are keys, and the request has none that is valid."""
+
     status, code = 401, "invalid_key"
+    headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
 
 
 class Forbidden(ServiceError):
+    """The key's role may not do this, or a web page may not."""
+
     status, code = 403, "forbidden_origin"
 
 
 class NotFound(ServiceError):
+    """There is no such object."""
+
     status, code = 404, "not_found"
 
 
 class Conflict(ServiceError):
+    """The present state forbids it."""
+
     status, code = 409, "invalid_state"
 
 
 class TooLarge(ServiceError):
+    """The body is over the limit."""
+
     status, code = 413, "too_large"
 
 
 class UnsupportedMediaType(ServiceError):
+    """The body is nothing that the route takes."""
+
     status, code = 415, "unsupported_media_type"
 
 
 class InvalidValue(ServiceError):
+    """A value is wrong, or a combination is not possible."""
+
     status, code = 422, "invalid_value"
 
 
+class TooManyRequests(ServiceError):
+    """Try again after `Retry-After` seconds."""
+
+    status, code = 429, "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, seconds: int, hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.headers = {"Retry-After": str(seconds)}
+
+
 class Unavailable(ServiceError):
+    """Something that is needed does not answer now: try again after `Retry-After` seconds."""
+
     status, code = 503, "engine_unavailable"
+    headers = MappingProxyType({"Retry-After": "5"})
 
 
 class Problem(BaseModel):
@@ -100,6 +133,33 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
+# One of each status, for the OpenAPI document.
+EXAMPLES = (
+    BadRequest("The body is not JSON: unexpected end (at character 17).", hint="Send one JSON object."),
+    Unauthorized("A key is needed.", hint="Send Authorization: Bearer <key>, or X-API-Key."),
+    Forbidden("A key of the role 'read' may not do this.", code="forbidden_role", hint="Use one of admin, write."),
+    NotFound("The job 'job_01' does not exist.", code="job_not_found", hint="GET /jobs lists those that do."),
+    Conflict("The name 'support-bot' is taken.", param="name", code="name_taken", hint="Choose another."),
+    TooLarge("The body is over the limit of 16777216 bytes.", hint="BURNISH_MAX_REQUEST_BYTES sets the limit."),
+    UnsupportedMediaType("The body is 'text/csv'; this route takes JSON.", hint="Send Content-Type: application/json."),
+    InvalidValue(
+        "The field 'role' has a wrong value, 'owner': Input should be 'admin', 'write', 'read' or 'infer'.",
+        param="role",
+        hint="docs/api.md has the allowed values.",
+    ),
+    TooManyRequests("The limit of 600 requests a minute is reached.", seconds=12, hint="Try again in 12 s."),
+    Unavailable("The database cannot be reached.", code="database_unavailable", hint="Try again in a few seconds."),
+)
+
+
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """FastAPI's `responses` for routes that answer with these error statuses."""
-    return {status: {"model": ErrorBody} for status in statuses}
+    return {
+        error.status: {
+            "model": ErrorBody,
+            "description": type(error).__doc__ or "",
+            "content": {"application/json": {"example": error.body()}},
+        }
+        for error in EXAMPLES
+        if error.status in statuses
+    }

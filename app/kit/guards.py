@@ -6,7 +6,7 @@ import ipaddress
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -55,6 +55,22 @@ class LoopbackOnly:
                 hint="Call it from its own pages, or not from a browser.",
             )
         return None
+
+
+class AnswerHeaders:
+    """Adds the headers that a request's handling left in `request.state.headers` to its answer, whichever it is."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                for name, value in scope.get("state", {}).get("headers", {}).items():
+                    MutableHeaders(scope=message)[name] = value
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
 
 
 class BodyLimit:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import DataError, InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
-from app.kit.errors import BadRequest, InvalidValue, ServiceError, Unavailable, UnsupportedMediaType
+from app.kit.errors import BadRequest, Conflict, InvalidValue, ServiceError, Unavailable, UnsupportedMediaType
 from app.kit.ids import new_id
 
 log = logging.getLogger(__name__)
 
-RETRY_AFTER_SECONDS = "5"
-
-# Status → what is sent with it.
-HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": RETRY_AFTER_SECONDS}}
+# Fields whose values an error does not repeat.
+UNSHOWN = frozenset({"value"})
 
 # Starlette's own refusals: status → (code, hint).
 PLAIN = {
@@ -37,16 +36,17 @@ def install(app: FastAPI) -> None:
     for kind in (OperationalError, InterfaceError, PoolTimeout):
         app.add_exception_handler(kind, _database_error)
     app.add_exception_handler(DataError, _unstorable)
+    app.add_exception_handler(IntegrityError, _overtaken)
     app.add_exception_handler(Exception, _unexpected)
 
 
-def _render(error: ServiceError, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(error.body(), status_code=error.status, headers=headers)
+def _render(error: ServiceError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(error.body(), status_code=error.status, headers=headers or error.headers)
 
 
 def _service_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServiceError)
-    return _render(error, HEADERS.get(error.status))
+    return _render(error)
 
 
 def _validation_error(request: Request, error: Exception) -> JSONResponse:
@@ -79,7 +79,7 @@ def from_validation(problems: list[dict[str, Any]], content_type: str = "applica
         return InvalidValue(
             f"The field '{param}' is unknown.", param=param, code="unknown_field", hint="docs/api.md lists the fields."
         )
-    shown = repr(first.get("input"))
+    shown = "(not shown)" if location[-1] in UNSHOWN else repr(first.get("input"))
     message = first["msg"].removeprefix("Value error, ")
     return InvalidValue(
         f"The field '{param or 'body'}' has a wrong value, {shown if len(shown) < 80 else shown[:77] + '...'}: {message}.",
@@ -106,16 +106,20 @@ def _http_exception(request: Request, error: Exception) -> JSONResponse:
 
 def _database_error(request: Request, error: Exception) -> JSONResponse:
     log.error("database: %s", error)
-    refusal = Unavailable(
-        "The database cannot be reached.", code="database_unavailable", hint="Try again in a few seconds."
-    )
-    return _render(refusal, {"Retry-After": RETRY_AFTER_SECONDS})
+    message = "The database cannot be reached."
+    return _render(Unavailable(message, code="database_unavailable", hint="Try again in a few seconds."))
 
 
 def _unstorable(request: Request, error: Exception) -> JSONResponse:
     log.info("%s %s: %s", request.method, request.url.path, error)
     message = "A value cannot be stored: text with a NUL character, or a number out of range."
     return _render(InvalidValue(message, hint="Remove it from the request."))
+
+
+def _overtaken(request: Request, error: Exception) -> JSONResponse:
+    log.info("%s %s: %s", request.method, request.url.path, error)
+    message = "Another request was faster: what this one needs was removed, or what it makes is there."
+    return _render(Conflict(message, code="overtaken", hint="Look at it again, then try again."))
 
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -10,6 +10,7 @@ import errno
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -175,4 +176,12 @@ def abandoned(before: float) -> list[Path]:
     """Folders of `incoming` that nobody has written to since `before` (seconds since the epoch): their process was killed."""
     parent = _incoming()
     folders = [folder for folder in parent.iterdir() if folder.is_dir()] if parent.is_dir() else []
-    return [folder for folder in folders if max(path.stat().st_mtime for path in (folder, *folder.rglob("*"))) < before]
+    return [folder for folder in folders if _last_written(folder) < before]
+
+
+def _last_written(folder: Path) -> float:
+    """When something was last written below `folder`; now, where it goes meanwhile."""
+    try:
+        return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+    except FileNotFoundError:
+        return time.time()

@@ -15,7 +15,6 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from app.kit.errors import BadRequest, InvalidValue, TooLarge
-from app.settings import get_settings
 
 MAX_FIELD_BYTES = 64 * 2**10
 # What a form may hold beside its file: fields, headers, boundaries.
@@ -69,11 +68,14 @@ class HashedFile:
         self._stream.close()
 
 
-async def receive(request: Request, path: Path, known: Collection[str], arrived: Callable[[Upload], None]) -> Upload:
+async def receive(
+    request: Request, path: Path, known: Collection[str], arrived: Callable[[Upload], None], limit: int
+) -> Upload:
     """Writes the request's file to `path`: the part `file` of a form, or the body of any other content type.
 
     `known` names the text fields that may come with it, in the query or, in any order, as parts of the form.
-    `arrived` is called, in a thread, whenever more of the file has been written, with what has come until then.
+    `arrived` is called, in a thread, whenever more of the file has been written, with what has come until then. `limit`
+    is in bytes.
     Raises `BadRequest` (a broken or cut-off body), `TooLarge`, `InvalidValue` (an unknown, repeated or missing field).
     """
     content_type, options = parse_options_header(request.headers.get("content-type"))
@@ -96,7 +98,7 @@ async def receive(request: Request, path: Path, known: Collection[str], arrived:
 
     try:
         decode, overhead = (form.feed, FORM_OVERHEAD_BYTES) if form else (lambda chunk: [chunk], 0)
-        rest = await _pump(request, file, write, decode, overhead)
+        rest = await _pump(request, file, write, decode, overhead, limit)
         await run_in_threadpool(file.write, rest)
         if form:
             form.finish()
@@ -107,10 +109,10 @@ async def receive(request: Request, path: Path, known: Collection[str], arrived:
 
 
 async def _pump(
-    request: Request, file: HashedFile, write: Callable[[bytes], None], decode: Decode, overhead: int
+    request: Request, file: HashedFile, write: Callable[[bytes], None], decode: Decode, overhead: int, limit: int
 ) -> bytes:
     """Moves the body through `decode` into `file`, in batches, within the limits; returns what is left of it."""
-    limit, received, pending, waiting = get_settings().max_upload_bytes, 0, list[bytes](), 0
+    received, pending, waiting = 0, list[bytes](), 0
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit + overhead:
         raise _too_large(limit)
@@ -257,7 +259,9 @@ def _label(filename: str) -> str | None:
 
 def _too_large(limit: int) -> TooLarge:
     return TooLarge(
-        f"The file is over the limit of {limit} bytes.", param="file", hint="BURNISH_MAX_UPLOAD_BYTES sets the limit."
+        f"The file is over the limit of {limit} bytes.",
+        param="file",
+        hint="BURNISH_MAX_UPLOAD_BYTES and the project's 'upload_bytes' set the limit.",
     )
 
 

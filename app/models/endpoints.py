@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
 
 from app.kit.errors import errors
 from app.kit.pagination import Page, PageQuery
+from app.kit.paths import NameOrId
 from app.models import service
 from app.models.schemas import Kind, ModelCreate, ModelOut, Status, model_out
-from app.projects.access import ToRead, ToWrite
+from app.projects.access import ToCreate, ToRead, ToWrite
+
+KindFilter = Annotated[Kind | None, Query(description="Only models of this kind.")]
+StatusFilter = Annotated[Status | None, Query(description="Only models of this status.")]
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -16,7 +22,7 @@ router = APIRouter(prefix="/models", tags=["models"])
 @router.post(
     "", status_code=201, summary="Register a base model", responses={202: {"model": ModelOut}, **errors(409, 422)}
 )
-def create_model(request: ModelCreate, project: ToWrite, response: Response) -> ModelOut:
+def create_model(request: ModelCreate, project: ToCreate, response: Response) -> ModelOut:
     model = service.register(project, request)
     response.status_code = 202 if model.status == "downloading" else 201
     return model_out(model)
@@ -24,17 +30,17 @@ def create_model(request: ModelCreate, project: ToWrite, response: Response) -> 
 
 @router.get("", summary="List models", responses=errors(422))
 def list_models(
-    project: ToRead, page: PageQuery, kind: Kind | None = None, status: Status | None = None
+    project: ToRead, page: PageQuery, kind: KindFilter = None, status: StatusFilter = None
 ) -> Page[ModelOut]:
     models, more = service.list_models(project, page, kind, status)
     return Page(data=[model_out(model) for model in models], has_more=more)
 
 
 @router.get("/{name}", summary="Get a model by name or id", responses=errors(404))
-def get_model(name: str, project: ToRead) -> ModelOut:
+def get_model(name: NameOrId, project: ToRead) -> ModelOut:
     return model_out(service.get(project, name))
 
 
 @router.delete("/{name}", status_code=204, summary="Delete a model", responses=errors(404, 409))
-def delete_model(name: str, project: ToWrite) -> None:
+def delete_model(name: NameOrId, project: ToWrite) -> None:
     service.delete(project, name)

@@ -5,14 +5,25 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import jinja2
 import jinja2.sandbox
 from safetensors import SafetensorError, safe_open
 
 from app.kit.errors import InvalidValue
+from app.models.folders import bad_source, check_entries
+from app.models.own_code import needs_own_code
 
+# What is read whole is bounded: weights are not, they are read by their headers.
+MAX_TEXT_BYTES = 32 * 2**20
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+# Both to shield what computes with them.
+LARGEST_SIZE, SHORTEST_CONTEXT = 2**31 - 1, 8
+CONVERT = (
+    'python -c "import sys; from transformers import AutoModelForCausalLM as M; '
+    'M.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1])" DIRECTORY'
+)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 
 
@@ -20,27 +31,35 @@ def inspect_model(folder: Path) -> tuple[dict[str, Any], str | None]:
     """The facts of the model in `folder` and its chat template (None where it has none).
 
     Facts: `architecture`, `model_type`, `parameters`, `hidden_size`, `max_length` (tokens, or None), `modules` (names of
-    modules with a weight matrix) and `bytes`. Raises `InvalidValue` on `source` that says what is missing.
+    modules with a weight matrix), `bytes` and, only where it is so, `own_code` (it can be loaded with its own code only).
+    Raises `InvalidValue` on `source` that says what is missing.
     """
     try:
         return _inspect(folder)
     except (OSError, UnicodeDecodeError, AttributeError, TypeError) as error:
-        raise _bad(folder, f"cannot be read: {error}", "Give a directory that the service may read.") from error
+        raise bad_source(folder, f"cannot be read: {error}", "Give a directory that the service may read.") from error
 
 
 def _inspect(folder: Path) -> tuple[dict[str, Any], str | None]:
     if not folder.is_dir():
-        raise _bad(folder, "is not a directory on this machine", "Give the path of a directory that holds config.json.")
+        raise bad_source(
+            folder, "is not a directory on this machine", "Give the path of a directory that holds config.json."
+        )
+    check_entries(folder)
+    if (folder / "adapter_config.json").exists():  # transformers would load the model that it names instead
+        raise bad_source(
+            folder, "has an adapter_config.json: it is an adapter", "Merge it into its base model, or remove that file."
+        )
     config = _json(folder / "config.json")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise _bad(folder, "has no tokenizer", f"One of {', '.join(TOKENIZER_FILES)} is needed.")
+        raise bad_source(folder, "has no tokenizer", f"One of {', '.join(TOKENIZER_FILES)} is needed.")
     shapes = _weight_shapes(folder)
     text = config.get("text_config") or config
     hidden_size = text.get("hidden_size") or text.get("n_embd") or text.get("d_model")
     architectures = config.get("architectures")
     context = text.get("max_position_embeddings") or text.get("n_positions")
-    if not isinstance(hidden_size, int) or not isinstance(architectures, list) or not architectures:
-        raise _bad(
+    if not _is_size(hidden_size) or not isinstance(architectures, list) or not architectures:
+        raise bad_source(
             folder, "has a config.json without 'architectures' or 'hidden_size'", "Is it a causal language model?"
         )
     facts = {
@@ -48,11 +67,17 @@ def _inspect(folder: Path) -> tuple[dict[str, Any], str | None]:
         "model_type": str(config.get("model_type", "")),
         "parameters": sum(math.prod(shape) for shape in shapes.values()),
         "hidden_size": hidden_size,
-        "max_length": context if isinstance(context, int) else None,
+        "max_length": context if _is_size(context) and context >= SHORTEST_CONTEXT else None,
         "modules": sorted({name.split(".")[-2] for name, shape in shapes.items() if _is_matrix(name, shape)}),
         "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
     }
+    if needs_own_code(config, _tokenizer_config(folder)):
+        facts["own_code"] = True
     return facts, _chat_template(folder)
+
+
+def _is_size(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST_SIZE
 
 
 def check_chat_template(template: str) -> None:
@@ -72,28 +97,44 @@ def check_chat_template(template: str) -> None:
             param="chat_template",
             hint="Send the text of the template itself, as in a model's chat_template.jinja.",
         ) from error
+    except RecursionError as error:
+        raise InvalidValue(
+            "'chat_template' is nested too deeply to be read.", param="chat_template", hint="Send a plainer template."
+        ) from error
 
 
 def _weight_shapes(folder: Path) -> dict[str, list[int]]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
-        found = (
-            f"has pickled weights ({pickles[0].name}) and no safetensors" if pickles else "has no safetensors weights"
-        )
-        raise _bad(
-            folder, found, "Only safetensors are read: load the model with transformers and save_pretrained() it."
-        )
+        pickles = [path for pattern in PICKLES for path in sorted(folder.glob(pattern))]
+        if pickles:
+            found = f"has pickled weights ({pickles[0].name}), which can run any code, and no safetensors"
+            raise bad_source(folder, found, f"If you trust them, convert them where transformers is: {CONVERT}")
+        raise bad_source(folder, "has no safetensors weights", "Give the directory that holds the model's own files.")
+    _check_index(folder)
     shapes: dict[str, list[int]] = {}
     for path in files:
         try:
             with safe_open(path, framework="numpy") as weights:
                 shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise _bad(
+            raise bad_source(
                 folder, f"has an unreadable {path.name}: {error}", "Copy the file again; it may be cut off."
             ) from error
     return shapes
+
+
+def _check_index(folder: Path) -> None:
+    """Raises `InvalidValue` where the index of weights names a file that is not one of the folder's own."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    named = _json(index).get("weight_map")
+    if not isinstance(named, dict):
+        raise bad_source(folder, f"has a {index.name} without a 'weight_map'", "Copy the file again.")
+    for name in set(map(str, named.values())):
+        if not name.endswith(".safetensors") or Path(name).name != name or not (folder / name).is_file():
+            raise bad_source(folder, f"has no file '{name}', which {index.name} names", "Copy the model again.")
 
 
 def _is_matrix(name: str, shape: list[int]) -> bool:
@@ -102,27 +143,34 @@ def _is_matrix(name: str, shape: list[int]) -> bool:
 
 def _chat_template(folder: Path) -> str | None:
     if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    if not (folder / "tokenizer_config.json").is_file():
-        return None
-    template = _json(folder / "tokenizer_config.json").get("chat_template")
+        return _text(folder / "chat_template.jinja")
+    template = _tokenizer_config(folder).get("chat_template")
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")
     return template if isinstance(template, str) and template else None
 
 
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return _json(path) if path.is_file() else {}
+
+
+def _text(path: Path) -> str:
+    if path.stat().st_size > MAX_TEXT_BYTES:
+        raise bad_source(path.parent, f"has a {path.name} of over {MAX_TEXT_BYTES} bytes", "Is it the model's own?")
+    return path.read_text(encoding="utf-8")
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(_text(path))
     except FileNotFoundError:
-        raise _bad(path.parent, f"has no {path.name}", "Give the directory that holds the model's own files.") from None
-    except (OSError, ValueError) as error:
-        raise _bad(path.parent, f"has an unreadable {path.name}: {error}", "Copy the file again.") from error
+        raise bad_source(
+            path.parent, f"has no {path.name}", "Give the directory that holds the model's own files."
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise bad_source(path.parent, f"has an unreadable {path.name}: {error}", "Copy the file again.") from error
     if not isinstance(value, dict):
-        raise _bad(path.parent, f"has a {path.name} that is not a JSON object", "Copy the file again.")
+        raise bad_source(path.parent, f"has a {path.name} that is not a JSON object", "Copy the file again.")
     return value
-
-
-def _bad(folder: Path, what: str, hint: str) -> InvalidValue:
-    return InvalidValue(f"The source '{folder}' {what}.", param="source", hint=hint)

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from sqlalchemy import ColumnElement, or_, select
+from sqlalchemy import ColumnElement, exists, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
 from app.kit import storage
-from app.kit.database import reading, writing
+from app.kit.database import DEFAULT_PROJECT, reading, writing
 from app.kit.errors import Conflict, Forbidden, InvalidValue, NotFound
 from app.kit.ids import new_id
 from app.kit.pagination import Paging, newest_first
 from app.kit.queue import wake
 from app.kit.references import references
 from app.models.inspection import check_chat_template, inspect_model
-from app.models.schemas import ModelCreate
-from app.models.tables import Model
+from app.models.own_code import require_allowed
+from app.models.schemas import ModelCreate, model_out
+from app.models.tables import Grant, Model
+from app.projects import removal
+from app.projects.audit import record
+from app.projects.idempotency import creating, remember
 from app.settings import REPOSITORY
 
 DEMO_BASE = REPOSITORY / "demo" / "base"
-HUB_SOURCE = re.compile(r"^(modelscope|hf)://[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[A-Za-z0-9][\w./-]*)?$")
+HUB_SOURCE = re.compile(r"(modelscope|hf)://[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[A-Za-z0-9][\w./-]*)?")
 
 
 def register(project_id: str, request: ModelCreate) -> Model:
@@ -43,7 +48,7 @@ def register(project_id: str, request: ModelCreate) -> Model:
         meta=request.metadata,
     )
     if "://" in request.source:
-        if not HUB_SOURCE.match(request.source):
+        if not HUB_SOURCE.fullmatch(request.source):
             raise InvalidValue(
                 f"The source '{request.source}' is not one that can be read.",
                 param="source",
@@ -53,10 +58,13 @@ def register(project_id: str, request: ModelCreate) -> Model:
     else:
         read_directory(model, Path(request.source))
     try:
-        with writing() as session:
+        with creating() as session:
             if references(session, "model name", request.name, project_id):
                 raise _taken(request.name)
             session.add(model)
+            session.flush()
+            record(session, "model.create", model.id, name=model.name, source=model.source)
+            remember(session, 202 if model.status == "downloading" else 201, model_out(model))
     except IntegrityError:
         raise _taken(request.name) from None
     if model.status == "downloading":
@@ -73,6 +81,8 @@ def _taken(name: str) -> Conflict:
 def read_directory(model: Model, folder: Path) -> None:
     """Makes `model` a ready one whose files lie in `folder`. Raises `InvalidValue` where they are not those of a model."""
     facts, template = inspect_model(folder)
+    if facts.get("own_code"):
+        require_allowed(model.source, str(folder))
     model.facts, model.location, model.status = facts, str(folder.resolve()), "ready"
     model.chat_template = model.chat_template or template
     model.progress = model.error = None
@@ -90,14 +100,17 @@ def register_demo_base(project_id: str) -> None:
 
 
 def find(session: Session, project_id: str, name: str) -> Model | None:
-    """The model of this name or id that the project sees, its own before a base model of another."""
+    """The model of this name or id that the project sees: its own before a base model, that before one that is granted."""
     query = select(Model).where(_seen_by(project_id), or_(Model.name == name, Model.id == name))
-    return session.scalars(query.order_by(Model.project_id != project_id).limit(1)).first()
+    return session.scalars(
+        query.order_by(Model.project_id != project_id, Model.kind != "base", Model.id).limit(1)
+    ).first()
 
 
 def _seen_by(project_id: str) -> ColumnElement[bool]:
-    """Base models are everybody's, fine-tunes their project's."""
-    return or_(Model.project_id == project_id, Model.kind == "base")
+    """Base models are everybody's, fine-tunes their project's and whose they are granted to."""
+    granted = exists().where(Grant.model_id == Model.id, Grant.project_id == project_id)
+    return or_(Model.project_id == project_id, Model.kind == "base", granted)
 
 
 def get(project_id: str, name: str) -> Model:
@@ -145,7 +158,7 @@ def delete(project_id: str, name: str) -> None:
             raise not_found(name)
         if model.project_id != project_id:
             raise Forbidden(
-                f"The base model '{model.name}' was registered by another project.",
+                f"The model '{model.name}' is another project's.",
                 code="forbidden_role",
                 hint="Only a key of that project can delete it.",
             )
@@ -164,6 +177,32 @@ def delete(project_id: str, name: str) -> None:
                 code="in_use",
                 hint="Delete or cancel that first, then try again.",
             )
+        record(session, "model.delete", model.id, name=model.name)
         session.delete(model)
     if model.kind != "base" and model.location:
         storage.delete_folder(str(Path(model.location).parent))
+
+
+def _remove_all(session: Session, project_id: str) -> Callable[[], None]:
+    """Base models are everybody's: they pass to the default project. Fine-tunes end with theirs."""
+    own = select(Model).where(Model.project_id == project_id)
+    for model in session.scalars(own.where(Model.kind == "base")):
+        if find(session, DEFAULT_PROJECT, model.name) is not model:
+            raise Conflict(
+                f"The base model '{model.name}' would pass to the default project, which has a model of that name.",
+                code="name_taken",
+                hint="Delete one of the two first.",
+            )
+        model.project_id = DEFAULT_PROJECT
+    folders = [
+        str(Path(model.location).parent) for model in session.scalars(own.where(Model.kind != "base")) if model.location
+    ]
+
+    def finish() -> None:
+        for folder in folders:
+            storage.delete_folder(folder)
+
+    return finish
+
+
+removal.register(_remove_all)

@@ -46,6 +46,16 @@ class Model(Leased):
     base_model: Mapped[Model | None] = relationship(remote_side="Model.id", lazy="joined", join_depth=1)
 
 
+class Grant(Base):
+    """A project that sees a fine-tune of another one."""
+
+    __tablename__ = "grants"
+
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id", ondelete="CASCADE"), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey(Project.id), primary_key=True, index=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+
+
 class Engine(Base):
     """One inference engine that is wanted for a model's weights, and how far the controller is with it.
 

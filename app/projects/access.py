@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from fastapi import Depends, Security
+import orjson
+from anyio import to_thread
+from fastapi import Depends, Header, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import exists, select, update
 
 from app.kit.database import DEFAULT_PROJECT, reading, utc_now, writing
 from app.kit.errors import Forbidden, Unauthorized
-from app.projects.tables import Key
+from app.projects import idempotency, limits
+from app.projects.acting import Actor, act_as
+from app.projects.tables import Key, Project
 from app.settings import get_settings
 
 Role = Literal["admin", "write", "read", "infer"]
@@ -48,45 +52,104 @@ def needs_key() -> bool:
 class Allowed:
     """A dependency: the id of the project in which a request acts that has this permission.
 
-    Raises `Unauthorized` without a key that is valid, `Forbidden` where the key's role has not the permission.
+    Raises `Unauthorized` without a key that is valid, `Forbidden` where the key's role has not the permission, and
+    `TooManyRequests`.
     """
 
     permission: Permission
 
-    def __call__(
+    async def __call__(
         self,
+        request: Request,
         bearer: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)],
         header: Annotated[str | None, Security(HEADER)],
     ) -> str:
-        project, role = _caller(bearer.credentials if bearer else header)
-        if self.permission not in PERMISSIONS[role]:
+        address = request.client.host if request.client else ""
+        caller, left = await to_thread.run_sync(_counted, bearer.credentials if bearer else header, address)
+        request.state.headers = limits.headers("requests", left)
+        limits.require("requests", left, 0)
+        if self.permission not in PERMISSIONS[caller.role]:
             raise Forbidden(
-                f"A key of the role '{role}' may not do this.",
+                f"A key of the role '{caller.role}' may not do this.",
                 code="forbidden_role",
                 hint=f"Use one of {', '.join(name for name, may in PERMISSIONS.items() if self.permission in may)}.",
             )
+        act_as(caller)
+        return caller.project_id
+
+
+@dataclass(frozen=True)
+class Creates(Allowed):
+    """The same for a route that creates something: it accepts an `Idempotency-Key`.
+
+    Raises also what `idempotency.ask_once` does. Where `streams`, the body is the route's to read.
+    """
+
+    streams: bool = False
+
+    async def __call__(
+        self,
+        request: Request,
+        bearer: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)],
+        header: Annotated[str | None, Security(HEADER)],
+        idempotency_key: Annotated[
+            str | None, Header(description="A request that is sent again with it creates nothing again.")
+        ] = None,
+    ) -> str:
+        project = await super().__call__(request, bearer, header)
+        if idempotency_key is not None:
+            asked = None if self.streams else f"{request.url.path} {_canonical(await request.body())}"
+            # What is asked once is set in this task, so only the look at the database goes to a thread.
+            await idempotency.ask_once(idempotency_key, asked)
         return project
 
 
-def _caller(key: str | None) -> tuple[str, str]:
-    """The project and the role of whoever shows this key. While there is no key, everybody is an admin: then the service
-    binds loopback only."""
-    admin_key = get_settings().admin_key
-    if key and admin_key and hmac.compare_digest(key.encode(), admin_key.encode()):
-        return DEFAULT_PROJECT, "admin"
-    now = utc_now()
+def _canonical(body: bytes) -> str:
+    """The same text for the same JSON, however it is written."""
+    try:
+        return orjson.dumps(orjson.loads(body), option=orjson.OPT_SORT_KEYS).decode()
+    except orjson.JSONDecodeError:  # is refused by the route
+        return body.decode(errors="replace")
+
+
+def _counted(secret: str | None, address: str) -> tuple[Actor, limits.Left | None]:
+    """Whoever shows this key, and what is left of its requests after this one."""
+    caller = _caller(secret, address)
+    return caller, limits.spend("requests", caller.rates, 1)
+
+
+def _caller(secret: str | None, address: str) -> Actor:
+    """Whoever shows this key. While there is no key, everybody is an admin: then the service binds loopback only."""
+    admin_key, now = get_settings().admin_key, utc_now()
+    if secret and admin_key and hmac.compare_digest(secret.encode(), admin_key.encode()):
+        return _default_admin(address)
     with reading() as session:
-        found = session.scalars(select(Key).where(Key.sha256 == digest(key))).one_or_none() if key else None
+        query = (
+            select(Key, Project).join(Project, Project.id == Key.project_id).where(Key.sha256 == digest(secret or ""))
+        )
+        found = session.execute(query).one_or_none() if secret else None
     if found is None:
         if needs_key():
-            raise _unauthorized("The key is unknown." if key else "A key is needed.")
-        return DEFAULT_PROJECT, "admin"
-    if found.expires_at is not None and found.expires_at <= now:
-        raise _unauthorized(f"The key '{found.name}' expired at {found.expires_at:%Y-%m-%d %H:%M} UTC.")
-    if found.last_used_at is None or now - found.last_used_at > LAST_USE:
+            raise _unauthorized("The key is unknown." if secret else "A key is needed.")
+        return _default_admin(address)
+    key, project = found
+    if key.expires_at is not None and key.expires_at <= now:
+        raise _unauthorized(f"The key '{key.name}' expired at {key.expires_at:%Y-%m-%d %H:%M} UTC.")
+    if key.last_used_at is None or now - key.last_used_at > LAST_USE:
         with writing() as session:
-            session.execute(update(Key).where(Key.id == found.id).values(last_used_at=now))
-    return found.project_id, found.role
+            session.execute(update(Key).where(Key.id == key.id).values(last_used_at=now))
+    rates = (_rates(project), limits.Rates(key.id, limits.KeyLimits(**key.limits)))
+    return Actor(project.id, key.id, key.name, key.role, address, rates)
+
+
+def _default_admin(address: str) -> Actor:
+    with reading() as session:
+        project = session.get_one(Project, DEFAULT_PROJECT)
+    return Actor(project.id, None, None, "admin", address, (_rates(project),))
+
+
+def _rates(project: Project) -> limits.Rates:
+    return limits.Rates(project.id, limits.ProjectLimits(**project.limits))
 
 
 def _unauthorized(message: str) -> Unauthorized:
@@ -97,6 +160,9 @@ def _unauthorized(message: str) -> Unauthorized:
 
 
 ToAdminister = Annotated[str, Depends(Allowed("administer"))]
+ToCreateForAll = Annotated[str, Depends(Creates("administer"))]
 ToWrite = Annotated[str, Depends(Allowed("write"))]
 ToRead = Annotated[str, Depends(Allowed("read"))]
 ToInfer = Annotated[str, Depends(Allowed("infer"))]
+ToCreate = Annotated[str, Depends(Creates("write"))]
+ToUpload = Annotated[str, Depends(Creates("write", streams=True))]

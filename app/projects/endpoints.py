@@ -6,14 +6,17 @@ from fastapi import APIRouter
 
 from app.kit.errors import errors
 from app.kit.pagination import Page, PageQuery
-from app.projects import service
-from app.projects.access import ToAdminister
+from app.kit.paths import Id, NameOrId
+from app.projects import removal, service
+from app.projects.access import ToAdminister, ToCreateForAll
 from app.projects.schemas import (
     KeyCreate,
     KeyCreated,
     KeyOut,
+    KeyPatch,
     ProjectCreate,
     ProjectOut,
+    ProjectPatch,
     key_created,
     key_out,
     project_out,
@@ -23,8 +26,8 @@ router = APIRouter(tags=["projects and keys"])
 
 
 @router.post("/projects", status_code=201, summary="Make a project", responses=errors(409, 422))
-def create_project(request: ProjectCreate, project: ToAdminister) -> ProjectOut:
-    return project_out(service.create_project(request.name))
+def create_project(request: ProjectCreate, project: ToCreateForAll) -> ProjectOut:
+    return project_out(service.create_project(request.name, request.limits))
 
 
 @router.get("/projects", summary="List projects", responses=errors(422))
@@ -34,18 +37,26 @@ def list_projects(project: ToAdminister, page: PageQuery) -> Page[ProjectOut]:
 
 
 @router.get("/projects/{name}", summary="Get a project by name or id", responses=errors(404))
-def get_project(name: str, project: ToAdminister) -> ProjectOut:
+def get_project(name: NameOrId, project: ToAdminister) -> ProjectOut:
     return project_out(service.get_project(name))
 
 
-@router.delete("/projects/{name}", status_code=204, summary="Delete a project", responses=errors(404, 409))
-def delete_project(name: str, project: ToAdminister) -> None:
-    service.delete_project(name)
+@router.patch("/projects/{name}", summary="Change a project's limits", responses=errors(404, 422))
+def change_project(name: NameOrId, request: ProjectPatch, project: ToAdminister) -> ProjectOut:
+    return project_out(service.change_project(name, request.limits))
 
 
-@router.post("/keys", status_code=201, summary="Make a key", responses=errors(422))
-def create_key(request: KeyCreate, project: ToAdminister) -> KeyCreated:
-    return key_created(*service.create_key(request.project or project, request.role, request.name, request.expires_at))
+@router.delete(
+    "/projects/{name}", status_code=204, summary="Delete a project and all that it owns", responses=errors(404, 409)
+)
+def delete_project(name: NameOrId, project: ToAdminister) -> None:
+    removal.delete_project(name)
+
+
+@router.post("/keys", status_code=201, summary="Make a key", responses=errors(409, 422))
+def create_key(request: KeyCreate, project: ToCreateForAll) -> KeyCreated:
+    opens = request.project or project
+    return key_created(*service.create_key(opens, request.role, request.name, request.expires_at, request.limits))
 
 
 @router.get("/keys", summary="List keys", responses=errors(422))
@@ -55,15 +66,20 @@ def list_keys(project: ToAdminister, page: PageQuery) -> Page[KeyOut]:
 
 
 @router.get("/keys/{id}", summary="Get a key, without itself", responses=errors(404))
-def get_key(id: str, project: ToAdminister) -> KeyOut:
+def get_key(id: Id, project: ToAdminister) -> KeyOut:
     return key_out(service.get_key(id))
 
 
+@router.patch("/keys/{id}", summary="Change a key's limits", responses=errors(404, 422))
+def change_key(id: Id, request: KeyPatch, project: ToAdminister) -> KeyOut:
+    return key_out(service.change_key(id, request.limits))
+
+
 @router.post("/keys/{id}/rotate", summary="Give a key a new secret", responses=errors(404))
-def rotate_key(id: str, project: ToAdminister) -> KeyCreated:
+def rotate_key(id: Id, project: ToAdminister) -> KeyCreated:
     return key_created(*service.rotate_key(id))
 
 
 @router.delete("/keys/{id}", status_code=204, summary="Revoke a key", responses=errors(404, 409))
-def delete_key(id: str, project: ToAdminister) -> None:
+def delete_key(id: Id, project: ToAdminister) -> None:
     service.delete_key(id)

@@ -9,6 +9,7 @@ from pydantic import AwareDatetime, BaseModel, Field, StringConstraints
 
 from app.kit.wire import Name, Strict
 from app.projects.access import Role
+from app.projects.limits import KeyLimits, ProjectLimits
 from app.projects.tables import Key, Project
 
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -18,6 +19,13 @@ class ProjectCreate(Strict):
     """Makes a project."""
 
     name: Name = Field(description="Unique.", examples=["search-team"])
+    limits: ProjectLimits = Field(default_factory=ProjectLimits, description="How much it may use.")
+
+
+class ProjectPatch(Strict):
+    """Changes a project."""
+
+    limits: ProjectLimits = Field(description="Those that are named change; null lifts one.")
 
 
 class ProjectOut(BaseModel):
@@ -26,6 +34,7 @@ class ProjectOut(BaseModel):
     id: str
     object: Literal["project"] = "project"
     name: str
+    limits: ProjectLimits
     created_at: datetime
 
 
@@ -38,6 +47,13 @@ class KeyCreate(Strict):
     role: Role = Field(description="What it may do.", examples=["write"])
     name: Label = Field("key", description="A label; need not be unique.", examples=["ci"])
     expires_at: AwareDatetime | None = Field(None, description="RFC 3339. Default: never.")
+    limits: KeyLimits = Field(default_factory=KeyLimits, description="How much it may ask for.")
+
+
+class KeyPatch(Strict):
+    """Changes a key."""
+
+    limits: KeyLimits = Field(description="Those that are named change; null lifts one.")
 
 
 class KeyOut(BaseModel):
@@ -48,6 +64,7 @@ class KeyOut(BaseModel):
     project: str = Field(description="The id of the project that it opens.")
     role: Role
     name: str
+    limits: KeyLimits
     expires_at: datetime | None
     last_used_at: datetime | None = Field(description="To the minute.")
     created_at: datetime
@@ -61,7 +78,7 @@ class KeyCreated(KeyOut):
 
 def project_out(project: Project) -> ProjectOut:
     """A project on the wire."""
-    return ProjectOut(id=project.id, name=project.name, created_at=project.created_at)
+    return ProjectOut(id=project.id, name=project.name, limits=project.limits, created_at=project.created_at)
 
 
 def key_out(key: Key) -> KeyOut:
@@ -71,6 +88,7 @@ def key_out(key: Key) -> KeyOut:
         project=key.project_id,
         role=key.role,
         name=key.name,
+        limits=key.limits,
         expires_at=key.expires_at,
         last_used_at=key.last_used_at,
         created_at=key.created_at,

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import secrets
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import exists, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.kit.database import DEFAULT_PROJECT, Base, reading, utc_now, writing
+from app.kit.database import reading, utc_now, writing
 from app.kit.errors import Conflict, InvalidValue, NotFound
 from app.kit.ids import new_id
 from app.kit.pagination import Paging, newest_first
 from app.projects.access import digest
+from app.projects.audit import record
+from app.projects.idempotency import creating, remember
+from app.projects.limits import KeyLimits, ProjectLimits
+from app.projects.schemas import key_created, project_out
 from app.projects.tables import Key, Project
 
 PREFIX = "bsk_"
 
 
-def create_project(name: str) -> Project:
+def create_project(name: str, limits: ProjectLimits | None = None) -> Project:
     """Makes a project. Raises `Conflict` where the name is taken."""
-    project = Project(id=new_id("proj"), name=name)
+    project = Project(id=new_id("proj"), name=name, limits=_named(limits))
     try:
-        with writing() as session:
+        with creating() as session:
             session.add(project)
+            session.flush()
+            record(session, "project.create", project.id, name=name)
+            remember(session, 201, project_out(project))
     except IntegrityError:
         raise Conflict(
             f"The name '{name}' is taken.", param="name", code="name_taken", hint="Choose another."
@@ -35,7 +43,7 @@ def create_project(name: str) -> Project:
 def get_project(name: str) -> Project:
     """The project of this name or id. Raises `NotFound`."""
     with reading() as session:
-        return _find_project(session, name)
+        return find_project(session, name)
 
 
 def list_projects(paging: Paging) -> tuple[list[Project], bool]:
@@ -44,29 +52,18 @@ def list_projects(paging: Paging) -> tuple[list[Project], bool]:
         return newest_first(session, select(Project), Project.id, paging)
 
 
-def delete_project(name: str) -> None:
-    """Removes a project that owns nothing but keys, which go with it. Raises `NotFound`, or `Conflict`."""
+def change_project(name: str, limits: ProjectLimits) -> Project:
+    """Changes those limits of a project that are set in `limits`. Raises `NotFound`."""
     with writing() as session:
-        project = _find_project(session, name, lock=True)
-        if project.id == DEFAULT_PROJECT:
-            raise Conflict("The default project cannot be deleted.", code="in_use", hint="Delete what it owns instead.")
-        for table in reversed(Base.metadata.sorted_tables):  # what is made of others first
-            if "project_id" not in table.c or table.name == Key.__tablename__:
-                continue
-            if session.scalar(select(exists().where(table.c.project_id == project.id))):
-                raise Conflict(
-                    f"The project '{project.name}' still owns {table.name}.",
-                    code="in_use",
-                    hint="Delete them first, with a key of that project.",
-                )
-        for key in session.scalars(select(Key).where(Key.project_id == project.id)):
-            _require_another_admin(session, key)
-            session.delete(key)
-        session.flush()
-        session.delete(project)
+        project = find_project(session, name, lock=True)
+        project.limits = project.limits | _named(limits)
+        record(session, "project.change", project.id, limits=project.limits)
+        return project
 
 
-def create_key(project: str, role: str, name: str, expires_at: datetime | None) -> tuple[Key, str]:
+def create_key(
+    project: str, role: str, name: str, expires_at: datetime | None, limits: KeyLimits | None = None
+) -> tuple[Key, str]:
     """Makes a key that opens the project of this name or id; returns it and the key itself, which is kept nowhere.
 
     Raises `InvalidValue` for a project that there is not, a moment that is over, or a first key that is no admin's.
@@ -76,9 +73,9 @@ def create_key(project: str, role: str, name: str, expires_at: datetime | None) 
             f"expires_at {expires_at.isoformat()} is over.", param="expires_at", hint="Give a moment that is to come."
         )
     secret = _new_secret()
-    with writing() as session:
+    with creating() as session:
         try:
-            found = _find_project(session, project, lock=True)
+            found = find_project(session, project, lock=True)
         except NotFound as error:
             raise InvalidValue(error.message, param="project", code=error.code, hint=error.hint) from None
         if role != "admin" and not session.scalar(select(exists(select(Key.id)))):
@@ -87,10 +84,12 @@ def create_key(project: str, role: str, name: str, expires_at: datetime | None) 
                 param="role",
                 hint="Make an admin's key first: `burnish keys create --admin`.",
             )
-        key = Key(
-            id=new_id("key"), project_id=found.id, role=role, name=name, sha256=digest(secret), expires_at=expires_at
-        )
+        key = Key(id=new_id("key"), project_id=found.id, role=role, name=name, sha256=digest(secret))
+        key.expires_at, key.limits = expires_at, _named(limits)
         session.add(key)
+        session.flush()
+        record(session, "key.create", key.id, name=name, role=role, project=found.id)
+        remember(session, 201, key_created(key, secret))
     return key, secret
 
 
@@ -106,12 +105,26 @@ def get_key(id: str) -> Key:
         return _find_key(session, id)
 
 
+def change_key(id: str, limits: KeyLimits) -> Key:
+    """Changes those limits of a key that are set in `limits`. Raises `NotFound`."""
+    with writing() as session:
+        key = _find_key(session, id)
+        key.limits = key.limits | _named(limits)
+        record(session, "key.change", key.id, limits=key.limits)
+        return key
+
+
+def _named(limits: KeyLimits | None) -> dict[str, Any]:
+    return limits.model_dump(exclude_unset=True) if limits else {}
+
+
 def rotate_key(id: str) -> tuple[Key, str]:
     """Gives a key a new secret; the old one is invalid at once. Raises `NotFound`."""
     secret = _new_secret()
     with writing() as session:
         key = _find_key(session, id)
         key.sha256 = digest(secret)
+        record(session, "key.rotate", key.id, name=key.name)
     return key, secret
 
 
@@ -119,7 +132,8 @@ def delete_key(id: str) -> None:
     """Revokes a key at once. Raises `NotFound`, or `Conflict` where no admin's key would be left."""
     with writing() as session:
         key = _find_key(session, id)
-        _require_another_admin(session, key)
+        require_another_admin(session, key)
+        record(session, "key.delete", key.id, name=key.name)
         session.delete(key)
 
 
@@ -127,8 +141,9 @@ def _new_secret() -> str:
     return PREFIX + secrets.token_urlsafe(32)
 
 
-def _require_another_admin(session: Session, key: Key) -> None:
-    """Without keys the service is open to all of this machine, and without an admin's nobody could make any."""
+def require_another_admin(session: Session, key: Key) -> None:
+    """Raises `Conflict` where `key` is the last of an admin. Without keys the service is open to all of this machine, and
+    without an admin's nobody could make any."""
     if key.role != "admin":
         return
     # Held, so that of two who delete the last two one waits and sees it.
@@ -139,10 +154,12 @@ def _require_another_admin(session: Session, key: Key) -> None:
         )
 
 
-def _find_project(session: Session, name: str, *, lock: bool = False) -> Project:
+def find_project(session: Session, name: str, *, lock: bool = False) -> Project:
+    """The project of this name or id; with `lock`, held until the transaction ends. Raises `NotFound`."""
     query = select(Project).where(or_(Project.id == name, Project.name == name))
     if lock:
-        query = query.with_for_update()
+        # Rows that refer to the project may be inserted meanwhile: only its own are held.
+        query = query.with_for_update(key_share=True)
     project = session.scalars(query).one_or_none() if "\0" not in name else None
     if project is None:
         raise NotFound(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from app.jobs import attempts
+from app.kit.database import writing
 from tests.cli.conftest import Run
 from tests.cli.work import claim, succeed, train
 
@@ -89,3 +91,18 @@ def test_events_and_metrics_are_printed_whole(run: Run, job: str) -> None:
 def test_a_queued_job_is_cancelled(run: Run, job: str) -> None:
     assert json.loads(run("jobs", "cancel", job, "--json").stdout)["status"] == "cancelled"
     assert "Cancelled." in run("jobs", "cancel", job).stderr
+
+
+def test_a_job_is_paused_goes_on_is_cancelled_and_deleted(run: Run, job: str) -> None:
+    assert run("jobs", "pause", job).stderr == "Paused.\n"
+    assert run("jobs", "resume", job).stderr == "Queued.\n"
+    running = claim(job)
+    assert run("jobs", "pause", job).stderr.startswith("Asked to pause")
+    assert run("jobs", "cancel", job).stderr.startswith("Asked to stop")
+    with writing() as session:
+        attempts.cancelled(session, attempts.hold(session, running))
+    refused = run("jobs", "retry", job)
+    assert refused.exit_code == 1
+    assert "must be failed" in refused.stderr
+    assert run("jobs", "delete", job).exit_code == 0
+    assert "does not exist" in run("jobs", "show", job).stderr

@@ -28,6 +28,7 @@ def report(job: Job, *events: dict[str, Any]) -> None:
 def train(job: Job, step: int, total: int = 10) -> None:
     """A step that the trainer made."""
     begun = {"type": "started", "rows": 20, "tokens": 400, "loss_tokens": 200, "total_steps": total}
+    begun |= {"start_step": step - 1, "differences": []}
     measured = {"loss": 2.0 / step, "learning_rate": 0.001, "grad_norm": 1.0, "tokens": 40, "epoch": step / total}
     speed = {"tokens_per_second": 5100.0, "eta_seconds": 65.0}
     report(job, {"type": "phase", "phase": "training"}, begun, {"type": "step", "step": step, **measured, **speed})

@@ -30,7 +30,9 @@ def received(service: str) -> Callable[[], list[Path]]:
     """What lies in the folders of uploads that are arriving."""
     from app.settings import get_settings
 
-    return lambda: [path for path in (get_settings().home / "blobs" / "incoming").glob("*/*") if path.is_file()]
+    incoming = get_settings().home / "blobs" / "incoming"
+    # Not by glob, which stumbles over a folder that goes meanwhile.
+    return lambda: [Path(folder) / name for folder, _, names in os.walk(incoming) for name in names]
 
 
 class Slow:

@@ -95,7 +95,7 @@ def wire(message: Message) -> dict[str, Any]:
 
 
 def tokenizer_of(base: Path, template: str) -> Any:
-    return load_tokenizer(str(base), template)
+    return load_tokenizer(str(base), template, False)
 
 
 def ids_of(tokenizer: Any, plan: Plan) -> list[int]:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select
 
+from app.kit import sealing
 from app.kit.database import DEFAULT_PROJECT, database_now, reading, writing
 from app.models import service
 from app.models.inspection import inspect_model
 from app.models.schemas import model_out
 from app.models.tables import Model
+from app.secrets import service as kept
+from app.settings import get_settings
 from tests.conftest import eventually
 from tests.hubs.conftest import UNWANTED, WEIGHTS, Attempt, children, download, register, stored, until_held
-from tests.hubs.server import COMMIT, GATED, PICKLED, REPOSITORY, Hub
+from tests.hubs.server import COMMIT, GATED, PICKLED, REPOSITORY, TOKEN, Hub
 from worker import downloads
 
 
@@ -187,3 +192,49 @@ def is_waiting(model: Model, later: timedelta = timedelta()) -> bool:
     with reading() as session:
         now = database_now(session) + later
         return session.scalar(select(Model.id).where(downloads.waiting(now), Model.id == model.id)) is not None
+
+
+def test_a_project_s_token_opens_what_is_gated_and_is_the_download_s_alone(
+    scheme: str, house: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = list[dict[str, str]]()
+    spawn = downloads.spawn
+
+    def watch(*arguments: Any, **options: Any) -> Any:
+        started.append(options["env"])
+        return spawn(*arguments, **options)
+
+    monkeypatch.setattr(downloads, "spawn", watch)
+    name, variable = {"hf": ("hf_token", "HF_TOKEN"), "modelscope": ("modelscope_token", "MODELSCOPE_API_TOKEN")}[
+        scheme
+    ]
+    kept.put(DEFAULT_PROJECT, name, TOKEN)
+    model = register(f"{scheme}://{GATED}")
+    download()
+    assert stored(model).status == "ready", stored(model).error
+    assert [environment[variable] for environment in started] == [TOKEN]
+    assert variable not in os.environ
+    assert TOKEN not in str(stored(model).__dict__)
+    assert not any(TOKEN in path.read_text() for path in (get_settings().home / "logs").iterdir())
+
+
+def test_a_token_that_cannot_be_opened_is_told(scheme: str, house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept.put(DEFAULT_PROJECT, {"hf": "hf_token", "modelscope": "modelscope_token"}[scheme], TOKEN)
+    monkeypatch.setattr(get_settings(), "secret_key", "another")
+    sealing._keys.cache_clear()
+    model = register(f"{scheme}://{GATED}")
+    download()
+    assert (stored(model).error or {})["code"] == "secret_unreadable"
+
+
+def test_a_model_s_code_is_fetched_only_where_it_may_run(
+    scheme: str, hub: Hub, house: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = f"{scheme}://{REPOSITORY}"
+    monkeypatch.setattr(get_settings(), "allow_remote_code", f"hf://other/model, {source}")
+    allowed, other = register(source), register(f"{source}@v1")
+    for model, fetched in ((allowed, True), (other, False)):
+        hub.fetched.clear()
+        download()
+        assert stored(model).status == "ready", stored(model).error
+        assert ("modeling_base.py" in {name for name, _ in hub.fetched}) == fetched

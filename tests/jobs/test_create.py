@@ -26,6 +26,7 @@ def test_two_fields_are_enough_and_every_default_is_written_out(client: httpx.Cl
         "warmup_ratio": 0.1,
         "scheduler": "cosine",
         "weight_decay": 0,
+        "checkpoint_every": "auto",
         "seed": 42,
     }
     assert job["check"] == {"max_cut_share": 0.2}

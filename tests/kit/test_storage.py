@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from app.kit import storage
-from tests.conftest import settings_of
+from tests.conftest import object_store, settings_of
 
 
 @pytest.fixture(scope="module", params=["directory", "s3"])
@@ -21,20 +20,8 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         with settings_of(home):
             yield request.param
         return
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        import s3fs
-
-        s3fs.S3FileSystem().mkdir("burnish")
-        with settings_of(home | {"BURNISH_STORAGE_URL": "s3://burnish/team"}):
-            yield request.param
-    server.stop()
+    with object_store("burnish"), settings_of(home | {"BURNISH_STORAGE_URL": "s3://burnish/team"}):
+        yield request.param
 
 
 def put(content: bytes) -> str:

@@ -92,7 +92,9 @@ def test_a_list_pages_through_everything_once_newest_first(client: httpx.Client)
 
 
 def test_the_docs_and_the_openapi_document_name_the_same_routes(client: httpx.Client) -> None:
-    written = re.findall(r"^### `(GET|POST|PUT|DELETE) (\S+)`", (REPOSITORY / "docs/api.md").read_text(), re.MULTILINE)
+    written = re.findall(
+        r"^### `(GET|POST|PUT|PATCH|DELETE) (\S+)`", (REPOSITORY / "docs/api.md").read_text(), re.MULTILINE
+    )
     document = client.get("/openapi.json").json()
     served = [(method.upper(), path) for path, item in document["paths"].items() for method in item]
     assert sorted(written) == sorted(served)

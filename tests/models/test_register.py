@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.conftest import DEMO_BASE
+from tests.models.own import folder
 
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A copy of the demo base model that a test may spoil."""
-    return Path(shutil.copytree(DEMO_BASE, tmp_path / "model"))
+__all__ = ["folder"]
 
 
 def register(client: httpx.Client, source: object, **fields: object) -> httpx.Response:

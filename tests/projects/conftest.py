@@ -50,17 +50,31 @@ def client_of(service: str) -> As:
 
 @dataclass(frozen=True)
 class Owned:
-    """What a project owns: a dataset and its report, a job, a fine-tune."""
+    """What a project owns: a dataset and its report, a job, a fine-tune, a secret."""
 
     dataset: str
     report: str
     job: str
     model: str
+    secret: str
 
     def of(self, path: str) -> str:
         """The one of these that a route's path is about."""
         noun = path.split("/")[2 if path.startswith("/v1") else 1]
-        return {"datasets": self.dataset, "reports": self.report, "jobs": self.job, "models": self.model}[noun]
+        owned = {"datasets": self.dataset, "reports": self.report, "jobs": self.job, "models": self.model}
+        return (owned | {"secrets": self.secret})[noun]
+
+
+def fine_tune(project: str, name: str, source: str = "nowhere", location: str = "nowhere/adapter") -> str:
+    """The id of a fine-tune's row, ready, of the project of this name."""
+    project_id = projects.get_project(project).id
+    with writing() as session:
+        base = find(session, project_id, "demo-base")
+        assert base is not None
+        model = Model(id=new_id("model"), project_id=project_id, name=name, kind="adapter", status="ready")
+        model.source, model.base_model_id, model.location = source, base.id, location
+        session.add(model)
+        return model.id
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +82,7 @@ def theirs(keys: Keys, client_of: As) -> Owned:
     client = client_of(keys.theirs["write"])
     dataset = client.post("/datasets", content=jsonl([new_row()])).raise_for_status().json()
     job = client.post("/jobs", json={"base_model": "demo-base", "dataset": dataset["id"]}).raise_for_status().json()
-    project = projects.get_project("theirs").id
-    with writing() as session:
-        base = find(session, project, "demo-base")
-        assert base is not None
-        model = Model(id=new_id("model"), project_id=project, name=new_id("tune"), kind="adapter", status="ready")
-        model.source, model.base_model_id, model.location = job["id"], base.id, "nowhere/adapter"
-        session.add(model)
-    return Owned(dataset["id"], dataset["report"], job["id"], model.name)
+    model = new_id("tune")
+    fine_tune("theirs", model, source=job["id"])
+    client.put("/secrets/their-token", json={"value": "theirs"}).raise_for_status()
+    return Owned(dataset["id"], dataset["report"], job["id"], model, "their-token")

@@ -14,7 +14,7 @@ import pytest
 from app.projects import service as projects
 from app.settings import get_settings
 from tests.conftest import REPOSITORY
-from tests.datasets.helpers import jsonl, new_row, refusal
+from tests.datasets.helpers import refusal
 from tests.projects.conftest import As, Keys
 
 
@@ -77,20 +77,6 @@ def test_the_last_admin_s_key_stays(keys: Keys, client_of: As) -> None:
     refusal(admin.delete(f"/keys/{last}"), 409, "in_use")
     other = admin.post("/keys", json={"role": "admin"}).json()
     assert admin.delete(f"/keys/{other['id']}").status_code == 204
-
-
-def test_a_project_goes_when_it_owns_nothing_but_keys(keys: Keys, client_of: As) -> None:
-    admin = client_of(keys.admin)
-    refusal(admin.post("/projects", json={"name": "ours"}), 409, "name_taken")
-    made = admin.post("/projects", json={"name": "passing"}).json()
-    key = admin.post("/keys", json={"project": made["id"], "role": "write"}).json()["key"]
-    dataset = client_of(key).post("/datasets", content=jsonl([new_row()])).json()["id"]
-    assert "datasets" in refusal(admin.delete("/projects/passing"), 409, "in_use")["message"]
-    client_of(key).delete(f"/datasets/{dataset}").raise_for_status()
-    assert admin.delete("/projects/passing").status_code == 204
-    refusal(client_of(key).get("/jobs"), 401, "invalid_key")
-    refusal(admin.get(f"/projects/{made['id']}"), 404, "project_not_found")
-    refusal(admin.delete("/projects/default"), 409, "in_use")
 
 
 def burnish(home: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:

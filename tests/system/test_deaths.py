@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from app.kit import storage
 from demo.service import ask
 from tests.conftest import DEMO_BASE, eventually
 from tests.system.service import Service
 
 # Enough steps that a kill falls in the middle; nothing is deployed, for these are about training.
-LONG = {"hyperparameters": {"epochs": 6}, "deploy": {"mode": "none"}}
+LONG = {"hyperparameters": {"epochs": 6, "checkpoint_every": 3}, "deploy": {"mode": "none"}}
 
 
 @pytest.fixture(scope="module")
@@ -28,25 +29,84 @@ def outcomes(job: dict[str, Any]) -> list[str]:
     return [attempt["outcome"] for attempt in job["attempts"]]
 
 
-def test_a_killed_trainer_s_job_runs_again(running: Service, dataset: str) -> None:
+def saved(service: Service, id: str, count: int) -> None:
+    """Waits until the running job has had so many checkpoints."""
+
+    def events() -> int:
+        found = service.client.get(f"/jobs/{id}/events", params={"limit": 1000}).json()["data"]
+        return sum(event["type"] == "checkpoint" for event in found)
+
+    eventually(lambda: events() >= count, 120, f"{count} checkpoints")
+
+
+def series(service: Service, id: str) -> list[tuple[int, float]]:
+    """The loss of every step."""
+    metrics = service.client.get(f"/jobs/{id}/metrics").json()["data"]
+    return [(row["step"], row["loss"]) for row in metrics]
+
+
+def went_on(job: dict[str, Any]) -> None:
+    """The second attempt took over from a checkpoint of the first."""
+    assert (job["status"], outcomes(job)) == ("succeeded", ["lost", "succeeded"]), job["error"]
+    second = job["attempts"][1]
+    assert second["start_step"] > 0
+    assert (second["resume"], second["resume_reason"]) == ("exact", None)
+
+
+@pytest.fixture(scope="module")
+def killed(running: Service, dataset: str) -> dict[str, Any]:
+    """A job whose trainer was killed after its first checkpoint, at its end."""
     id = running.create(dataset, **LONG)
-    running.training(id)
+    saved(running, id, 1)
     running.kill("worker.trainer")
-    job = running.ended(id)
-    assert (job["status"], outcomes(job)) == ("succeeded", ["lost", "succeeded"])
-    assert "SIGKILL" in job["attempts"][0]["reason"]
-    steps = [row["step"] for row in running.client.get(f"/jobs/{id}/metrics").json()["data"]]
-    assert steps == list(range(1, job["progress"]["total_steps"] + 1))
+    return running.ended(id)
 
 
-def test_a_killed_worker_s_job_runs_again_and_its_trainer_dies_with_it(running: Service, dataset: str) -> None:
+def test_a_killed_trainer_s_job_goes_on(running: Service, killed: dict[str, Any]) -> None:
+    went_on(killed)
+    assert "SIGKILL" in killed["attempts"][0]["reason"]
+    steps = [step for step, _ in series(running, killed["id"])]
+    assert steps == list(range(1, killed["progress"]["total_steps"] + 1))
+    assert running.client.get(f"/jobs/{killed['id']}/checkpoints").json()["data"] == []
+    eventually(lambda: storage.folders("checkpoints") == [], 30, "the removal of checkpoints that nobody needs")
+
+
+def test_a_killed_worker_s_job_goes_on_and_its_trainer_dies_with_it(
+    running: Service, dataset: str, killed: dict[str, Any]
+) -> None:
     id = running.create(dataset, **LONG)
-    running.training(id)
+    saved(running, id, 4)
+    assert len(running.client.get(f"/jobs/{id}/checkpoints").json()["data"]) <= 2
     trainers = running.processes("worker.trainer")
     running.kill("--queues training")
     eventually(lambda: not any(trainer.is_running() for trainer in trainers), 15, "the trainer's death")
     job = running.ended(id)
-    assert (job["status"], outcomes(job)) == ("succeeded", ["lost", "succeeded"])
+    went_on(job)
+    # Killed elsewhere, and the same run: bit for bit.
+    assert series(running, id) == series(running, killed["id"])
+
+
+def test_a_job_that_is_paused_and_one_whose_worker_is_stopped_go_on_where_they_were(
+    running: Service, dataset: str, killed: dict[str, Any]
+) -> None:
+    id = running.create(dataset, **LONG)
+    saved(running, id, 1)
+    running.client.post(f"/jobs/{id}/pause").raise_for_status()
+    eventually(lambda: running.job(id)["status"] == "paused", 30, "the pause")
+    eventually(lambda: not running.processes("worker.trainer"), 15, "the trainer's end")
+    at = running.job(id)["progress"]["step"]
+    running.client.post(f"/jobs/{id}/resume").raise_for_status()
+    eventually(lambda: len(running.job(id)["attempts"]) == 2, 30, "a second attempt")
+    eventually(lambda: (running.job(id)["progress"] or {}).get("step", 0) > at, 60, "a step after the pause")
+    for worker in running.processes("--queues training"):
+        worker.terminate()
+    job = running.ended(id)
+    assert (job["status"], outcomes(job)) == ("succeeded", ["paused", "handed_over", "succeeded"]), job["error"]
+    first, second, third = job["attempts"]
+    assert (first["start_step"], second["start_step"]) == (0, at)
+    assert third["start_step"] > at
+    assert {second["resume"], third["resume"]} == {"exact"}
+    assert series(running, id) == series(running, killed["id"])
 
 
 def test_a_running_job_can_be_cancelled(running: Service, dataset: str) -> None:

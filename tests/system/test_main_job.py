@@ -88,6 +88,56 @@ def test_the_openai_sdk_chats_with_it_streaming_and_not(
     assert refused.value.code == "model_not_found"
 
 
+def used(service: Service, model: str) -> tuple[int, int, int]:
+    """Requests, input and output tokens of the model that are written down."""
+    rows = service.client.get("/usage", params={"model": model}).raise_for_status().json()["data"]
+    requests, read, written = (sum(row[name] for row in rows) for name in ("requests", "input_tokens", "output_tokens"))
+    return requests, read, written
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_tokens_are_counted_as_the_engine_counts_them(running: Service, tuned: dict[str, Any], stream: bool) -> None:
+    name = tuned["model"]["name"]
+    sdk = openai.OpenAI(base_url=str(running.client.base_url.join("/v1")), api_key="any")
+    ask: Any = {"model": name, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 9, "temperature": 0}
+    before = used(running, name)
+    if stream:
+        chunks = list(sdk.chat.completions.create(**ask, stream=True))
+        assert all(chunk.choices for chunk in chunks)  # a client that asked for no usage is told none
+        assert not any(chunk.usage for chunk in chunks)
+        *pieces, last = sdk.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True})
+        assert not any(chunk.usage for chunk in pieces)
+        told = [last.usage, last.usage]
+    else:
+        told = [sdk.chat.completions.create(**ask).usage]
+    assert all(0 < usage.completion_tokens <= 9 for usage in told)
+    counts = (len(told), sum(each.prompt_tokens for each in told), sum(each.completion_tokens for each in told))
+    expected = tuple(map(sum, zip(before, counts, strict=True)))
+    eventually(lambda: used(running, name) == expected, 5, f"usage of {expected}")
+
+
+def test_what_was_answered_is_counted_when_the_client_hangs_up(running: Service, tuned: dict[str, Any]) -> None:
+    name = tuned["model"]["name"]
+    body = {"model": name, "messages": [{"role": "user", "content": "a"}], "max_tokens": 1500, "stream": True}
+    if endless := bool(engine_metrics()):  # the embedded engine cannot be told to go on beyond an answer's end
+        body["ignore_eos"] = True
+    before = used(running, name)
+    with running.client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        lines = (line for line in answer.iter_lines() if line.startswith("data: {"))
+        for _ in range(12 if endless else 2):  # the first has the role and no token
+            next(lines)
+    eventually(lambda: used(running, name)[0] == before[0] + 1, 10, "the usage of a stream that was left")
+    written = used(running, name)[2] - before[2]
+    assert written > 0
+    assert not endless or written < 1500
+
+
+def test_a_job_s_tokens_are_counted(running: Service, tuned: dict[str, Any]) -> None:
+    metrics = running.client.get(f"/jobs/{tuned['id']}/metrics").json()["data"]
+    rows = running.client.get("/usage", params={"model": tuned["name"]}).json()["data"]
+    assert sum(row["trained_tokens"] for row in rows) == sum(metric["tokens"] for metric in metrics)
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_hangs_up_ends_the_generation(running: Service, tuned: dict[str, Any], stream: bool) -> None:
     """An engine that went on would answer the next question only after thousands of tokens."""

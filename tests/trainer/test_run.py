@@ -126,8 +126,8 @@ def test_the_manifest_says_what_made_the_adapter(train: Run, tmp_path: Path) -> 
     assert manifest["spec"]["method"] == {
         "type": "lora", "rank": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": "all-linear"
     }  # fmt: skip
-    assert manifest["versions"]["torch"] == torch.__version__
-    assert manifest["hardware"]["threads"] == 1
+    assert manifest["made_with"]["torch"] == torch.__version__
+    assert manifest["made_with"]["threads"] == 1
     assert manifest["result"]["steps"] == 2
     assert manifest["stop_token_ids"] == [2]
 

@@ -25,8 +25,9 @@ def command(launch: Launch, settings: Settings) -> list[str]:
     }
     if launch.template is not None:
         arguments["--chat-template"] = str(launch.template)
+    flags = ["--trust-remote-code"] if launch.own_code else []
     words = [word for pair in arguments.items() for word in pair]
-    return [sys.executable, "-m", "worker.engine.embedded_server", *words]
+    return [sys.executable, "-m", "worker.engine.embedded_server", *words, *flags]
 
 
 def environment(settings: Settings) -> dict[str, str]:

@@ -34,10 +34,12 @@ class Sampling:
 class EmbeddedModel:
     """Weights, tokenizer and the adapters loaded on them."""
 
-    def __init__(self, path: Path, template: str | None, max_length: int) -> None:
-        self.tokenizer = load_tokenizer(str(path), template)
+    def __init__(self, path: Path, template: str | None, max_length: int, own_code: bool = False) -> None:
+        self.tokenizer = load_tokenizer(str(path), template, own_code)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        base = AutoModelForCausalLM.from_pretrained(path, dtype="auto", use_safetensors=True)
+        base = AutoModelForCausalLM.from_pretrained(
+            path, dtype="auto", use_safetensors=True, local_files_only=True, trust_remote_code=own_code
+        )
         self.model: Any = base.to(self.device).eval()
         own = getattr(base.config.get_text_config(), "max_position_embeddings", None)
         self.max_length = min(max_length, own or max_length)

@@ -110,7 +110,7 @@ def create_app(model: EmbeddedModel, served: str) -> FastAPI:
         if body.get("stream"):
             options = body.get("stream_options", {})
             return StreamingResponse(
-                _events(pieces, answer, name, len(ids), bool(options.get("include_usage"))),
+                _events(pieces, answer, name, len(ids), options),
                 media_type="text/event-stream",
             )
         async for _ in pieces:
@@ -177,16 +177,21 @@ async def _pieces(
 
 
 async def _events(
-    pieces: AsyncGenerator[str], answer: Answer, name: str, prompt: int, usage: bool
+    pieces: AsyncGenerator[str], answer: Answer, name: str, prompt: int, options: dict[str, Any]
 ) -> AsyncIterator[str]:
-    """The server-sent events of a streamed answer."""
+    """The server-sent events of a streamed answer; `options` are the request's `stream_options`."""
     id = _new_id()
-    yield _event(wire.chunk(id, name, {"role": "assistant", "content": ""}))
+
+    def event(delta: dict[str, Any], finish: str | None = None) -> str:
+        used = {"usage": wire.count(prompt, len(answer.tokens))} if options.get("continuous_usage_stats") else {}
+        return _event(wire.chunk(id, name, delta, finish) | used)
+
+    yield event({"role": "assistant", "content": ""})
     async with aclosing(pieces):
         async for piece in pieces:
-            yield _event(wire.chunk(id, name, {"content": piece}))
-    yield _event(wire.chunk(id, name, {}, answer.finish))
-    if usage:
+            yield event({"content": piece})
+    yield event({}, answer.finish)
+    if options.get("include_usage"):
         total = wire.count(prompt, len(answer.tokens))
         yield _event(wire.chunk(id, name, {}) | {"choices": [], "usage": total})
     yield "data: [DONE]\n\n"
@@ -227,9 +232,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--max-model-len", type=int, required=True)
     parser.add_argument("--chat-template", type=Path)
+    parser.add_argument("--trust-remote-code", action="store_true")
     arguments = parser.parse_args()
     template = arguments.chat_template.read_text() if arguments.chat_template else None
-    model = EmbeddedModel(arguments.model, template, arguments.max_model_len)
+    model = EmbeddedModel(arguments.model, template, arguments.max_model_len, arguments.trust_remote_code)
     app = create_app(model, arguments.served_model_name)
     uvicorn.run(app, host="127.0.0.1", port=arguments.port, access_log=False, timeout_graceful_shutdown=2)
 

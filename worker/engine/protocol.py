@@ -20,6 +20,7 @@ class Launch:
     port: int
     template: Path | None = None
     adapters: bool = True
+    own_code: bool = False
 
 
 class InferenceEngine(Protocol):

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import select
 
 from app.kit.database import reading, utc_now, writing
+from app.models.own_code import runs_own_code
 from app.models.tables import Engine, EngineAdapter, Model
 
 ErrorBody = dict[str, Any]
@@ -26,6 +27,7 @@ class WantedEngine:
     kind: str
     location: str | None
     chat_template: str | None
+    own_code: bool
 
 
 @dataclass(frozen=True)
@@ -41,17 +43,22 @@ class WantedAdapter:
 
 def read_engines() -> dict[str, WantedEngine]:
     """Every engine's row, by model id. A model that is gone has none: the database cascades."""
-    query = select(
-        Engine.model_id,
-        Engine.status,
-        Engine.generation,
-        Engine.last_used_at,
-        Model.kind,
-        Model.location,
-        Model.chat_template,
-    ).join(Model, Model.id == Engine.model_id)
+    query = select(Engine, Model).join(Model, Model.id == Engine.model_id)
     with reading() as session:
-        return {row.model_id: WantedEngine(*row) for row in session.execute(query)}
+        return {engine.model_id: _wanted(engine, model) for engine, model in session.execute(query)}
+
+
+def _wanted(engine: Engine, model: Model) -> WantedEngine:
+    return WantedEngine(
+        model_id=model.id,
+        status=engine.status,
+        generation=engine.generation,
+        last_used_at=engine.last_used_at,
+        kind=model.kind,
+        location=model.location,
+        chat_template=model.chat_template,
+        own_code=runs_own_code(model),
+    )
 
 
 def read_adapters(engine_id: str | None = None) -> list[WantedAdapter]:

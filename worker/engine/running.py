@@ -22,6 +22,8 @@ from worker.engine.rows import WantedAdapter, WantedEngine
 
 log = logging.getLogger(__name__)
 
+SECRET_WORDS = frozenset({"TOKEN", "SECRET", "PASSWORD", "PASSWD", "PGPASSWORD", "CREDENTIALS", "KEY"})
+
 START_SECONDS = 900.0
 STOP_SECONDS = 5.0
 LOG_LINES = 12
@@ -74,14 +76,14 @@ def bring_up(running: Running, wanted: WantedEngine, engine: InferenceEngine, se
         path = model_folder(wanted.kind, wanted.location)
         template = _template_file(wanted, settings)
         port = _free_port()
-        launch = Launch(model_id, path, port, template, adapters=wanted.kind == "base")
+        launch = Launch(model_id, path, port, template, adapters=wanted.kind == "base", own_code=wanted.own_code)
         log_file = log_path(settings, model_id)
         log_file.parent.mkdir(parents=True, exist_ok=True)
         with log_file.open("wb") as output:
             running.process = processes.spawn(
                 engine.command(launch, settings),
                 grace_seconds=STOP_SECONDS,
-                env=_without_settings(engine.environment(settings)),
+                env=_without_secrets(engine.environment(settings)),
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -195,6 +197,10 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _without_settings(environment: dict[str, str]) -> dict[str, str]:
-    """The settings, the database's password and an admin's key among them, are no engine's business."""
-    return {name: value for name, value in environment.items() if not name.startswith("BURNISH_")}
+def _without_secrets(environment: dict[str, str]) -> dict[str, str]:
+    """The settings, and whatever else is named like a credential, are no engine's business: models' code may run there."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith("BURNISH_") and not SECRET_WORDS.intersection(name.upper().split("_"))
+    }

@@ -36,8 +36,10 @@ def command(launch: Launch, settings: Settings) -> list[str]:
         "--host": "127.0.0.1",
         "--port": str(launch.port),
         "--max-model-len": str(_context(launch.path, settings)),
+        "--load-format": "safetensors",
     }
     flags = ["--disable-uvicorn-access-log"]
+    flags += ["--trust-remote-code"] if launch.own_code else []
     if launch.template is not None:
         arguments["--chat-template"] = str(launch.template)
     if launch.adapters:

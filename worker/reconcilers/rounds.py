@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from worker.reconcilers.expired_answers import remove_expired_answers
 from worker.reconcilers.expired_leases import requeue_expired
 from worker.reconcilers.expired_reports import remove_expired_reports
 from worker.reconcilers.leftovers import remove_leftovers
@@ -18,6 +19,7 @@ RECONCILERS: tuple[Callable[[], None], ...] = (
     wake_for_unseen_work,
     sweep_read_messages,
     remove_expired_reports,
+    remove_expired_answers,
     remove_leftovers,
 )
 

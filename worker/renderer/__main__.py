@@ -2,7 +2,7 @@
 
 One JSON request a line on standard input, one JSON answer a line on standard output, in order; ends when standard input
 does. A request is {"do": "preview" or "check", …} with the arguments of the function of that name, but
-{"base_model": folder, "chat_template": text or null} for the tokenizer. An answer is {"result": …} or
+{"base_model": folder, "chat_template": text or null, "own_code": false} for the tokenizer. An answer is {"result": …} or
 {"error": {"code", "message"}}: `template_refused`, `model_unreadable`, or `fault`.
 """
 
@@ -40,7 +40,8 @@ def _answer(work: Callable[..., Any], request: Request) -> dict[str, Any]:
     from worker.trainer.failures import Failure
 
     try:
-        return {"result": work(_tokenizer(request.pop("base_model"), request.pop("chat_template")), **request)}
+        tokenizer = _tokenizer(*(request.pop(name) for name in ("base_model", "chat_template", "own_code")))
+        return {"result": work(tokenizer, **request)}
     except ChatTemplateError as error:
         return {"error": {"code": "template_refused", "message": str(error)}}
     except Failure as error:
@@ -51,11 +52,11 @@ def _answer(work: Callable[..., Any], request: Request) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=4)
-def _tokenizer(folder: str, chat_template: str | None) -> Any:
+def _tokenizer(folder: str, chat_template: str | None, own_code: bool) -> Any:
     """A tokenizer takes a second or so to load, and some tens of megabytes."""
     from worker.trainer.data.tokenizer import load_tokenizer
 
-    return load_tokenizer(folder, chat_template)
+    return load_tokenizer(folder, chat_template, own_code)
 
 
 if __name__ == "__main__":

@@ -44,12 +44,17 @@ def sync(folder: Path) -> None:
             os.close(descriptor)
 
 
+def made_with(dtype: torch.dtype, autocasts: bool) -> dict[str, Any]:
+    """What decides that the same spec gives the same bits: the libraries, the device, the threads, the precisions."""
+    return library_versions() | hardware(dtype, autocasts)
+
+
 def library_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
 
 
 def hardware(dtype: torch.dtype, autocasts: bool) -> dict[str, Any]:
-    """What decides that the same spec gives the same bits: the device, the number of threads, the precisions."""
+    """The device, the number of threads, the precisions."""
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor_name(),
         "threads": torch.get_num_threads(),

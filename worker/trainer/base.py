@@ -12,19 +12,22 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from worker.trainer.failures import unreadable_model
 
 
-def load_model(folder: str, dtype: torch.dtype | str) -> Any:
-    """The base model on the CPU, from safetensors only; `dtype` "auto" is the one that its files are in."""
+def load_model(folder: str, dtype: torch.dtype | str, own_code: bool) -> Any:
+    """The base model on the CPU, from safetensors only; `dtype` "auto" is the one that its files are in, `own_code` lets
+    the model's code run."""
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=own_code
+        )
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise unreadable_model(folder, "weights", error) from error
 
 
-def own_dtype(folder: str) -> torch.dtype:
+def own_dtype(folder: str, own_code: bool) -> torch.dtype:
     """The dtype that the base model's files are in, by its configuration."""
-    dtype = AutoConfig.from_pretrained(folder, local_files_only=True).dtype
+    dtype = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=own_code).dtype
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 

@@ -21,6 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from app.jobs.spec import Hyperparameters
 from worker.trainer.base import autocast
+from worker.trainer.checkpoints import SECONDS_BETWEEN, Checkpoints, RunState, commit
 from worker.trainer.data.batches import LengthBuckets
 from worker.trainer.data.render import Example
 from worker.trainer.events import Emit
@@ -45,6 +46,11 @@ class Outcome:
     validation_loss: float | None
 
 
+def micro_batch_tokens() -> int:
+    """Padded tokens of a micro-batch on this machine."""
+    return MICRO_BATCH_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
+
+
 def count_steps(examples: int, settings: Hyperparameters) -> int:
     """Optimiser steps of a run: `epochs` passes, an incomplete last batch counted, or `max_steps` if that is fewer."""
     steps = math.ceil(float(settings.epochs) * math.ceil(examples / settings.batch_size))
@@ -59,16 +65,17 @@ def train(
     settings: Hyperparameters,
     *,
     pad_id: int,
-    out: Path,
+    checkpoints: Checkpoints,
     emit: Emit,
     stop_requested: Callable[[], bool],
 ) -> Outcome:
-    """Trains `model` in place, emits `step` and `validation` events, and ends after the step in which a stop was asked.
+    """Trains `model` in place, emits `step`, `validation` and `checkpoint` events, and ends after the step in which a stop
+    was asked, with a checkpoint of it.
 
     Raises `Failure` `loss_not_finite`.
     """
-    loop = _Loop(model, stage, examples, validation, settings, pad_id, out, emit, stop_requested)
-    loop.train()
+    loop = _Loop(model, stage, examples, validation, settings, pad_id, checkpoints, emit, stop_requested)
+    loop.run()
     return Outcome(loop.state.global_step, loop.last_loss, loop.last_validation_loss)
 
 
@@ -81,7 +88,7 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         validation: list[Example],
         settings: Hyperparameters,
         pad_id: int,
-        out: Path,
+        checkpoints: Checkpoints,
         emit: Emit,
         stop_requested: Callable[[], bool],
     ) -> None:
@@ -89,21 +96,76 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         self.validation = validation
         self.settings = settings
         self.pad_id = pad_id
+        self.checkpoints = checkpoints
+        self.resumed = checkpoints.read()
+        self.steps_per_epoch = math.ceil(len(examples) / settings.batch_size)
+        self.saved_step = self.validated_step = self.resumed.step if self.resumed else 0
+        self.saved_at = perf_counter()
         self.emit = emit
         self.stop_requested = stop_requested
         self.recent: deque[tuple[float, int]] = deque(maxlen=_SPEED_WINDOW)  # (seconds, tokens) of a step
         self.step_began = 0.0
         self.step_tokens = 0
-        self.last_loss = math.nan
-        self.last_validation_loss: float | None = None
+        self.last_loss = self.resumed.loss if self.resumed else math.nan
+        self.last_validation_loss = self.resumed.validation_loss if self.resumed else None
         super().__init__(
             model=model,
-            args=_arguments(settings, count_steps(len(examples), settings), out),
+            args=_arguments(settings, count_steps(len(examples), settings), checkpoints.folder),
             train_dataset=examples,
             callbacks=[_Hooks(self)],
         )
         self.remove_callback(PrinterCallback)
-        self.micro_batch_tokens = MICRO_BATCH_TOKENS[self.args.device.type]
+
+    def run(self) -> None:
+        """Trains from the first step, or from the one after the checkpoint's."""
+        if self.resumed is None:
+            self.train()
+            return
+        folder = str(self.checkpoints.resume_from)
+        if self.resumed.step < self.args.max_steps:
+            self.train(resume_from_checkpoint=folder)
+            return
+        # It had come to its end: the Trainer would take the rest of a last epoch that `max_steps` cuts off.
+        self._load_from_checkpoint(folder)
+        self.state.global_step = self.resumed.step
+        self.validate_pending()
+
+    def validate_pending(self) -> None:
+        """The validation that the resumed run had not come to."""
+        if self.resumed is not None and self.resumed.pending_validation and self.validation:
+            self.validate()
+
+    def ends_epoch(self) -> bool:
+        """Whether an epoch, or the run, ends with the present step."""
+        step = self.state.global_step
+        return bool(step % self.steps_per_epoch == 0 or step == self.args.max_steps)
+
+    def is_checkpoint_due(self) -> bool:
+        """Whether it is time for a checkpoint within an epoch."""
+        if self.checkpoints.every is not None:
+            return int(self.state.global_step) % self.checkpoints.every == 0
+        return perf_counter() - self.saved_at > SECONDS_BETWEEN
+
+    def _get_output_dir(self, trial: object) -> str:
+        return str(self.checkpoints.folder / "staged")
+
+    def _save_checkpoint(self, model: Any, trial: object) -> None:
+        """Called by the Trainer when it is told to save. A checkpoint is there completely or not at all."""
+        step = self.state.global_step
+        if step == self.saved_step:
+            return
+        super()._save_checkpoint(model, trial)
+        state = RunState(
+            step=step,
+            loss=self.last_loss,
+            validation_loss=self.last_validation_loss,
+            pending_validation=bool(self.validation) and self.ends_epoch() and self.validated_step != step,
+            made_with=self.checkpoints.made_with,
+        )
+        target = self.checkpoints.folder / f"step-{step}"
+        commit(Path(self._get_output_dir(trial)) / f"checkpoint-{step}", target, state)
+        self.saved_step, self.saved_at = step, perf_counter()
+        self.emit("checkpoint", step=step, path=str(target))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Yields a step's rows as its list of micro-batches."""
@@ -114,7 +176,7 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         return prepared
 
     def _micro_batches(self, examples: list[Example]) -> list[Batch]:
-        return self.stage.batches(examples, self.pad_id, self.micro_batch_tokens)
+        return self.stage.batches(examples, self.pad_id, micro_batch_tokens())
 
     def training_step(self, model: Any, inputs: list[Batch], num_items_in_batch: object = None) -> torch.Tensor:
         """Forward and backward over a step's micro-batches. Returns the step's loss, an fp32 scalar."""
@@ -168,6 +230,7 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         self.last_validation_loss = total / loss_tokens
         if not math.isfinite(self.last_validation_loss):
             raise _not_finite("validation loss", self.last_validation_loss, self.state.global_step)
+        self.validated_step = self.state.global_step
         self.emit("validation", step=self.state.global_step, loss=self.last_validation_loss)
 
     def _validation_batches(self) -> Iterator[Batch]:
@@ -187,15 +250,24 @@ class _Hooks(TrainerCallback):  # type: ignore[misc]
     def __init__(self, loop: _Loop) -> None:
         self.loop = loop
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.loop.validate_pending()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if self.loop.stop_requested():
-            control.should_training_stop = True
+            control.should_training_stop = control.should_save = True
+        elif not self.loop.ends_epoch():  # there it is saved after the validation
+            control.should_save = self.loop.is_checkpoint_due()
         return control
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Also comes after the last step where that is within an epoch."""
         if self.loop.validation and not self.loop.stop_requested():
             self.loop.validate()
+        control.should_save = True
+        if self.loop.stop_requested():
+            control.should_training_stop = True
+        return control
 
 
 def _arguments(settings: Hyperparameters, steps: int, out: Path) -> TrainingArguments:

@@ -19,12 +19,13 @@ from worker.trainer.base import (
     own_dtype,
     training_dtype,
 )
+from worker.trainer.checkpoints import Checkpoints, differences
 from worker.trainer.data.render import ChatTemplateError, Example
 from worker.trainer.data.rows import read_rows, split
 from worker.trainer.data.tokenizer import load_tokenizer
 from worker.trainer.events import Emit
 from worker.trainer.failures import Failure
-from worker.trainer.loop import count_steps, train
+from worker.trainer.loop import count_steps, micro_batch_tokens, train
 from worker.trainer.methods import METHODS
 from worker.trainer.proof import find_proof
 from worker.trainer.stages import STAGES
@@ -53,11 +54,11 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
         torch.set_num_threads(spec.threads)
 
     emit("phase", phase="loading")
-    tokenizer = load_tokenizer(spec.base_model, spec.chat_template)
+    tokenizer = load_tokenizer(spec.base_model, spec.chat_template, spec.own_code)
     data = _read(spec, tokenizer)
     _check(data, settings.max_length, spec.spec.check.max_cut_share)
     _warn(data, settings.max_length, emit)
-    base = load_model(spec.base_model, training_dtype())
+    base = load_model(spec.base_model, training_dtype(), spec.own_code)
     dtype, parameters = base.dtype, base.num_parameters()
     stop_ids = _stop_token_ids(data.train, tokenizer, base, emit)
     set_seed(settings.seed)
@@ -66,8 +67,12 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
     except ValueError as error:
         raise Failure("trainer_error", str(error), "See method.target_modules.") from error
 
+    made_with = artifacts.made_with(dtype, computes_bf16()) | {"micro_batch_tokens": micro_batch_tokens()}
+    every = None if settings.checkpoint_every == "auto" else settings.checkpoint_every
+    resume_from = Path(spec.resume_from) if spec.resume_from else None
+    checkpoints = Checkpoints(out / "checkpoints", every, resume_from, made_with)
     emit("phase", phase="training")
-    summary = {
+    summary = _resumption(checkpoints) | {
         "total_steps": count_steps(len(data.train), settings),
         "rows": data.rows,
         "validation_rows": data.validation_rows,
@@ -80,8 +85,10 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
         "loss_tokens": sum(int(example.loss_mask[1:].sum()) for example in data.train),
         "tokens": sum(len(example.token_ids) for example in data.train),
         "examples": len(data.train),
+        "gpus": torch.cuda.device_count(),
     }
     emit("started", **summary)
+    (out / "checkpoints").mkdir(exist_ok=True)
     training_began = perf_counter()
     with stop.deferred():
         outcome = train(
@@ -91,7 +98,7 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
             data.validation,
             settings,
             pad_id=tokenizer.pad_token_id or 0,
-            out=out,
+            checkpoints=checkpoints,
             emit=emit,
             stop_requested=lambda: stop.requested,
         )
@@ -101,11 +108,11 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
     method.save(model, adapter, str(spec.provenance.get("base_model", Path(spec.base_model).name)))
     artifacts.save_tokenizer(tokenizer, adapter)
     artifacts.write_json(out / "proof.json", find_proof(model, data.train))
-    hardware = artifacts.hardware(dtype, computes_bf16())
     del model, base
     if spec.spec.deploy.mode == "merged":
         emit("phase", phase="merging")
-        merged = method.merge(load_model(spec.base_model, torch.float32), adapter).to(own_dtype(spec.base_model))
+        whole = load_model(spec.base_model, torch.float32, spec.own_code)
+        merged = method.merge(whole, adapter).to(own_dtype(spec.base_model, spec.own_code))
         artifacts.save_merged(merged, tokenizer, out / "merged", stop_ids)
 
     result = {
@@ -123,12 +130,23 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
         "result": result,
         "data": summary,
         "stop_token_ids": stop_ids,
-        "versions": artifacts.library_versions(),
-        "hardware": hardware,
+        "made_with": made_with,
     }
     artifacts.write_json(out / "manifest.json", manifest)
     artifacts.sync(out)
     emit("finished", step=outcome.steps, **{name: value for name, value in result.items() if name != "steps"})
+
+
+def _resumption(checkpoints: Checkpoints) -> dict[str, Any]:
+    """From which step the run goes on, and what differs from the machine that came to it. Raises `Failure`."""
+    try:
+        state = checkpoints.read()
+    except (OSError, ValueError) as error:
+        message = f"The checkpoint {checkpoints.resume_from} cannot be read: {error}"
+        raise Failure("checkpoint_unreadable", message, FAULT) from error
+    if state is None:
+        return {"start_step": 0, "differences": []}
+    return {"start_step": state.step, "differences": differences(state.made_with, checkpoints.made_with)}
 
 
 @dataclass(frozen=True, slots=True)

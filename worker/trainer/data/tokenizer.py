@@ -9,10 +9,11 @@ from transformers import AutoTokenizer
 from worker.trainer.failures import unreadable_model
 
 
-def load_tokenizer(folder: str, chat_template: str | None) -> Any:
-    """The tokenizer in `folder`, with the given chat template or its own. Raises `Failure` (`model_unreadable`)."""
+def load_tokenizer(folder: str, chat_template: str | None, own_code: bool) -> Any:
+    """The tokenizer in `folder`, with the given chat template or its own; `own_code` lets the model's code
+    run. Raises `Failure` (`model_unreadable`)."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=own_code)
     except MemoryError:
         raise
     except Exception as error:

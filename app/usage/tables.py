@@ -1,0 +1,29 @@
+"""What was used, by whom, of which model, on which day."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from sqlalchemy import BigInteger, ForeignKey, String, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.kit.database import Base
+from app.projects.tables import Project
+
+
+class Usage(Base):
+    """A sum over a day (UTC). `key_id` is empty where no key of the database was shown; a key may be gone since."""
+
+    __tablename__ = "usage"
+    __table_args__ = (UniqueConstraint("project_id", "key_id", "model", "day"),)
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
+    key_id: Mapped[str] = mapped_column(String(40))
+    model: Mapped[str] = mapped_column(String(64))
+    day: Mapped[date]
+    requests: Mapped[int] = mapped_column(BigInteger)
+    input_tokens: Mapped[int] = mapped_column(BigInteger)
+    output_tokens: Mapped[int] = mapped_column(BigInteger)
+    trained_tokens: Mapped[int] = mapped_column(BigInteger)
+    gpu_seconds: Mapped[float]

@@ -1,0 +1,5 @@
+"""The trainer's small model and rows."""
+
+from tests.trainer.conftest import base, make_spec, rows, tokenizer
+
+__all__ = ["base", "make_spec", "rows", "tokenizer"]

@@ -1,0 +1,123 @@
+"""A run that was killed and resumed is the run that was not: the same losses, the same validations, the same weights, bit
+for bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.jobs.spec import TrainerSpec
+from tests.resume.harness import Course, Killed, attempt, disturbed, newest_checkpoint, undisturbed
+from worker.trainer import checkpoints, loop
+from worker.trainer.failures import Failure
+
+Make = Callable[..., TrainerSpec]
+
+# What a run may have that must not be lost: 42 rows in batches of 8 are 6 steps an epoch, 5 with rows held out.
+SHAPES: dict[str, dict[str, Any]] = {
+    "plain": {"hyperparameters": {"epochs": 2, "checkpoint_every": 2}},
+    "dropout": {"method": {"dropout": 0.2}, "hyperparameters": {"epochs": 2, "checkpoint_every": 1}},
+    "validation": {
+        "method": {"dropout": 0.1}, "validation": {"fraction": 0.1}, "hyperparameters": {"epochs": 3, "checkpoint_every": 3}
+    },
+    "within an epoch": {
+        "method": {"dropout": 0.1}, "validation": {"fraction": 0.1}, "hyperparameters": {"epochs": 1.5, "checkpoint_every": 2}
+    },
+    "few checkpoints": {"method": {"dropout": 0.1}, "hyperparameters": {"epochs": 3, "checkpoint_every": 1000}},
+}  # fmt: skip
+KILLS_PER_SHAPE = 5
+
+
+@pytest.fixture(autouse=True)
+def small_micro_batches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A step's rows are run in several micro-batches, whose gradients add up."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setitem(loop.MICRO_BATCH_TOKENS, "cpu", 64)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def assert_same(found: Course, expected: Course) -> None:
+    assert found.losses == expected.losses
+    assert found.validations == expected.validations
+    assert found.weights == expected.weights
+    for name in ("loss", "validation_loss", "step"):
+        assert found.last[name] == expected.last[name]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_killed_at_any_event_it_goes_on_as_if_nothing_had_been(make_spec: Make, tmp_path: Path, shape: str) -> None:
+    spec = make_spec(**SHAPES[shape])
+    expected, events = undisturbed(spec, tmp_path / "whole")
+    chance = random.Random(shape)
+    for number in range(KILLS_PER_SHAPE):
+        kills = [chance.randint(1, len(events)) for _ in range(chance.choice((1, 1, 2)))]
+        found = disturbed(spec, tmp_path / str(number), kills)
+        assert_same(found, expected)
+
+
+@pytest.mark.parametrize("shape", ["validation", "within an epoch"])
+def test_asked_to_stop_it_goes_on_from_that_very_step(make_spec: Make, tmp_path: Path, shape: str) -> None:
+    spec = make_spec(**SHAPES[shape])
+    expected, events = undisturbed(spec, tmp_path / "whole")
+    steps = [number for number, event in enumerate(events, 1) if event["type"] == "step"]
+    for number in range(0, len(steps) - 1, 2):
+        found = disturbed(spec, tmp_path / str(number), [steps[number]], stops=True)
+        assert_same(found, expected)
+        # It is said before the step's own checks are over, so the step itself or the next one is the last.
+        assert found.resumed_at[1] in (number + 1, number + 2)
+
+
+@pytest.mark.parametrize("where", ["replace", "sync", "write"])
+def test_killed_while_it_saves_it_goes_on_from_the_one_before(
+    make_spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    spec = make_spec(**SHAPES["dropout"])
+    expected, _ = undisturbed(spec, tmp_path / "whole")
+    saves = 0
+
+    def die(*arguments: Any, **options: Any) -> Any:
+        nonlocal saves
+        saves += 1
+        if saves == 5:
+            raise Killed
+        return original(*arguments, **options)
+
+    holder, name = {
+        "replace": (os, "replace"), "sync": (checkpoints, "sync"), "write": (checkpoints.RunState, "model_dump_json")
+    }[where]  # fmt: skip
+    original = getattr(holder, name)
+    found = Course()
+    with monkeypatch.context() as patch:
+        patch.setattr(holder, name, die)
+        with pytest.raises(Killed):
+            attempt(spec, tmp_path / "first", found, lambda event, _: None)
+    checkpoint = newest_checkpoint(tmp_path / "first")
+    assert checkpoint is not None
+    resumed = spec.model_copy(update={"resume_from": str(checkpoint)})
+    attempt(resumed, tmp_path / "second", found, lambda event, _: None)
+    assert_same(found, expected)
+
+
+def test_a_machine_that_differs_goes_on_and_says_so(make_spec: Make, tmp_path: Path) -> None:
+    spec = make_spec(**SHAPES["dropout"])
+    undisturbed(spec, tmp_path / "whole")
+    checkpoint = tmp_path / "whole/checkpoints/step-3"
+    events = list[dict[str, Any]]()
+    resumed = spec.model_copy(update={"resume_from": str(checkpoint), "threads": 2})
+    attempt(resumed, tmp_path / "again", Course(), lambda event, _: events.append(event))
+    (started,) = [event for event in events if event["type"] == "started"]
+    assert started["start_step"] == 3
+    assert started["differences"] == ["threads 2, was 1"]
+
+
+def test_a_checkpoint_that_is_not_whole_is_refused(make_spec: Make, tmp_path: Path) -> None:
+    spec = make_spec(resume_from=str(tmp_path / "nothing"))
+    with pytest.raises(Failure, match="checkpoint"):
+        attempt(spec, tmp_path / "out", Course(), lambda event, _: None)

@@ -1,0 +1,136 @@
+"""Checkpoints in the database and in storage: the two newest are kept, what a run may go on from always, nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from app.jobs import attempts, checkpoints
+from app.jobs.tables import Job
+from app.kit import storage
+from app.kit.database import reading, writing
+from tests.worker.test_reconcilers import job, store
+from worker.reconcilers.leftovers import remove_leftovers
+
+__all__ = ["job"]
+
+
+def keep(claimed: Job, step: int) -> None:
+    """What a supervisor does with a checkpoint that its trainer told of."""
+    store(checkpoints.storage_key(claimed, step))
+    with writing() as session:
+        dropped = checkpoints.add(session, attempts.hold(session, claimed), step, size=1)
+    checkpoints.drop(dropped)
+
+
+def stored() -> set[str]:
+    return {key.rsplit("/", 1)[1] for key in storage.folders("checkpoints")}
+
+
+def claim() -> Job:
+    claimed = attempts.claim("here")
+    assert claimed is not None
+    return claimed
+
+
+def listed(client: httpx.Client, job: dict[str, Any]) -> list[tuple[int, int]]:
+    found = client.get(f"/jobs/{job['id']}/checkpoints").raise_for_status().json()["data"]
+    return [(each["attempt"], each["step"]) for each in found]
+
+
+@pytest.fixture(autouse=True)
+def none_before(job: dict[str, Any]) -> None:
+    remove_leftovers()
+    for key in storage.folders("checkpoints"):
+        storage.delete_folder(key)
+
+
+def test_the_two_newest_are_kept(job: dict[str, Any], client: httpx.Client) -> None:
+    claimed = claim()
+    for step in (10, 20, 30):
+        keep(claimed, step)
+    assert listed(client, job) == [(1, 30), (1, 20)]
+    remove_leftovers()
+    assert stored() == {"1-20", "1-30"}
+
+
+def test_the_next_attempt_goes_on_from_the_newest_that_is_there(job: dict[str, Any], client: httpx.Client) -> None:
+    first = claim()
+    keep(first, 10)
+    keep(first, 20)
+    with writing() as session:
+        attempts.lose(session, attempts.hold(session, first), "trainer_died", "It died.")
+    remove_leftovers()
+    second = claim()
+    assert str(checkpoints.fetch_newest(second)).endswith("1-20")
+    storage.delete_folder(checkpoints.storage_key(first, 20))
+    assert str(checkpoints.fetch_newest(second)).endswith("1-10")
+    keep(second, 15)
+    assert listed(client, job) == [(1, 20), (2, 15)]
+
+
+def test_one_that_cannot_be_read_is_forgotten(job: dict[str, Any], client: httpx.Client) -> None:
+    claimed = claim()
+    keep(claimed, 10)
+    keep(claimed, 20)
+    with writing() as session:
+        checkpoints.forget_newest(session, attempts.hold(session, claimed))
+    assert listed(client, job) == [(1, 10)]
+
+
+def test_what_is_stored_and_has_no_row_yet_stays_while_its_attempt_runs(job: dict[str, Any]) -> None:
+    claimed = claim()
+    store(checkpoints.storage_key(claimed, 10))
+    remove_leftovers()
+    assert stored() == {"1-10"}
+    with writing() as session:
+        attempts.lose(session, attempts.hold(session, claimed), "worker_lost", "It was lost.")
+    remove_leftovers()
+    assert stored() == set()
+
+
+@pytest.mark.parametrize(("ends", "left"), [("fail", {"1-10"}), ("cancel", set())])
+def test_they_stay_where_the_job_can_be_tried_again(
+    job: dict[str, Any], client: httpx.Client, ends: str, left: set[str]
+) -> None:
+    claimed = claim()
+    keep(claimed, 10)
+    with writing() as session:
+        row = attempts.hold(session, claimed)
+        if ends == "fail":
+            attempts.fail(session, row, "trainer_error", "It failed.")
+        else:
+            attempts.cancelled(session, row)
+    remove_leftovers()
+    assert stored() == left
+    client.delete(f"/jobs/{job['id']}").raise_for_status()
+    remove_leftovers()
+    assert stored() == set()
+
+
+def test_a_resumed_attempt_measures_again_what_came_after_its_checkpoint(
+    job: dict[str, Any], client: httpx.Client
+) -> None:
+    step = {"type": "step", "learning_rate": 0.1, "grad_norm": 1.0, "tokens": 7, "epoch": 0.5}
+    step |= {"tokens_per_second": 10.0, "eta_seconds": 1.0}
+    started = {"type": "started", "rows": 1, "tokens": 9, "loss_tokens": 3, "total_steps": 4, "gpus": 0}
+    first = claim()
+    with writing() as session:
+        row = attempts.hold(session, first)
+        attempts.record(session, row, [started | {"start_step": 0, "differences": []}])
+        attempts.record(session, row, [step | {"step": number, "loss": 1.0} for number in (1, 2, 3)])
+        attempts.lose(session, row, "trainer_died", "It died.")
+    second = claim()
+    with writing() as session:
+        row = attempts.hold(session, second)
+        attempts.record(session, row, [started | {"start_step": 2, "differences": ["threads 2, was 4"]}])
+        attempts.record(session, row, [step | {"step": number, "loss": 2.0} for number in (3, 4)])
+    measured = client.get(f"/jobs/{job['id']}/metrics").json()["data"]
+    assert [(each["step"], each["loss"]) for each in measured] == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
+    told = client.get(f"/jobs/{job['id']}").json()["attempts"]
+    assert [(each["start_step"], each["resume"]) for each in told] == [(0, None), (2, "approximate")]
+    assert told[1]["resume_reason"] == "threads 2, was 4"
+    with reading() as session:
+        assert [attempt.tokens for attempt in session.get_one(Job, job["id"]).attempts] == [21, 14]
