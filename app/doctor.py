@@ -191,19 +191,17 @@ def training(settings: Settings) -> Finding:
 
 
 def gpu(settings: Settings) -> Finding:
-    import subprocess
+    from app.kit.gpus import GpusUnreadable, own_gpus
 
-    if not shutil.which("nvidia-smi"):
-        return Finding("ok", "none: training and inference run on the CPU")
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=CHECK_SECONDS / 2)
-    except subprocess.TimeoutExpired:
-        return Finding("warn", "nvidia-smi does not answer", "Look at the driver's state with `dmesg`.")
-    if answer.returncode or not answer.stdout.strip():
-        reason = (answer.stderr or answer.stdout).strip() or f"nvidia-smi ended with {answer.returncode}"
-        return Finding("warn", reason.splitlines()[0], "Install or restart the NVIDIA driver.")
-    return Finding("ok", "; ".join(answer.stdout.strip().splitlines()))
+        own = own_gpus(settings.gpus)
+    except GpusUnreadable as error:
+        return Finding("warn", str(error), "Install or restart the NVIDIA driver; `dmesg` tells of its state.")
+    except ValueError as error:
+        return Finding("fail", str(error), "Correct BURNISH_GPUS.")
+    if not own:
+        return Finding("ok", "none: training and inference run on the CPU")
+    return Finding("ok", "; ".join(f"{card.index}: {card.name}, {card.memory_gb:g} GiB" for card in own))
 
 
 def vllm(settings: Settings) -> Finding:

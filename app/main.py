@@ -19,8 +19,10 @@ import app.models.endpoints
 import app.models.grant_endpoints
 import app.projects.audit_endpoints
 import app.projects.endpoints
+import app.readiness.endpoints
 import app.secrets.endpoints
 import app.usage.endpoints
+import app.workers.endpoints
 from app.chat.gateway import upstream_client
 from app.kit import handlers
 from app.kit.database import DEFAULT_PROJECT
@@ -63,6 +65,8 @@ def create_app() -> FastAPI:
         app.projects.audit_endpoints,
         app.secrets.endpoints,
         app.usage.endpoints,
+        app.workers.endpoints,
+        app.readiness.endpoints,
     ):
         service.include_router(routes.router, responses=errors(400, 401, 403, 413, 415, 422, 429))
     handlers.install(service)

@@ -22,6 +22,12 @@ def _served_rank(rank: int) -> int:
     return rank
 
 
+def _gpus(chosen: str) -> str:
+    if chosen not in ("all", "none") and not all(number.isdigit() for number in chosen.split(",")):
+        raise ValueError("must be 'all', 'none', or numbers with commas, such as 0,1")
+    return chosen
+
+
 class Settings(BaseSettings):
     """Read from `BURNISH_*` environment variables; `home` alone decides every embedded default."""
 
@@ -51,10 +57,18 @@ class Settings(BaseSettings):
         "", description="Sources of models whose own code may run, with commas: what you would let run as this service."
     )
 
-    training_slots: PositiveInt = Field(1, description="Jobs that one worker trains at the same time.")
+    gpus: Annotated[str, AfterValidator(_gpus)] = Field(
+        "all", description="The GPUs that are a training worker's own: `all`, `none`, or numbers with commas (`0,1`)."
+    )
+    training_slots: int = Field(
+        0, ge=0, description="Jobs that one worker trains at the same time. 0: one for each of its GPUs, at least one."
+    )
     trainer_threads: int = Field(0, ge=0, description="CPU threads of a trainer. 0: all cores.")
     lease_seconds: PositiveFloat = Field(30.0, description="A running job not heard of for this long is run again.")
     stop_grace_seconds: PositiveFloat = Field(10.0, description="From asking a trainer to stop until it is killed.")
+    min_free_bytes: int = Field(
+        2**30, ge=0, description="A worker whose disk has less room than this claims no job, in bytes."
+    )
     max_attempts: PositiveInt = Field(3, description="Attempts at a job whose worker or trainer dies, before it fails.")
 
     engine: Literal["auto", "vllm", "embedded"] = Field(

@@ -11,6 +11,7 @@ from pathlib import Path
 from subprocess import Popen
 from typing import NoReturn
 
+from app.kit import gpus
 from app.kit.guards import is_loopback
 from app.kit.processes import spawn, stop
 from app.settings import REPOSITORY, get_settings
@@ -24,6 +25,8 @@ PROCESSES: dict[str, list[str]] = {
     "engine": ["-m", "app.cli", "engine"],
 }
 STOP_SECONDS = 25.0
+# A round, downloads and deliveries go on beside each other.
+HOUSEKEEPING_THREADS = 4
 # A process that lived this long has recovered: its next restart is immediate again.
 HEALTHY_SECONDS = 30.0
 LONGEST_PAUSE_SECONDS = 30.0
@@ -69,10 +72,15 @@ def worker(queue: str) -> NoReturn:
     """Becomes the Celery worker of one queue, `training` (a thread per slot) or `housekeeping`."""
     settings = get_settings()
     settings.home.mkdir(parents=True, exist_ok=True)
+    try:
+        threads = gpus.slots(gpus.own_gpus(settings.gpus)) if queue == "training" else HOUSEKEEPING_THREADS
+    except (ValueError, gpus.GpusUnreadable) as error:
+        sys.exit(
+            f"{error}. `burnish worker --gpus` or BURNISH_GPUS says which GPUs it has; `burnish doctor` says more."
+        )
     arguments = ["-A", "worker.celery_app", "worker", "--queues", queue, "--pool", "threads", "--loglevel", "INFO"]
     arguments += ["--hostname", f"{queue}@%h", "--without-gossip", "--without-mingle", "--without-heartbeat"]
-    arguments += ["--concurrency", str(settings.training_slots) if queue == "training" else "4"]
-    _become(["-m", "celery", *arguments])
+    _become(["-m", "celery", *arguments, "--concurrency", str(threads)])
 
 
 def beat() -> NoReturn:

@@ -8,6 +8,7 @@ from typing import Any
 from celery import Celery, signals
 
 from app.kit.queue import celery_settings, wake
+from worker.presence import presence, shutting_down
 
 RECONCILE_SECONDS = 3.0
 
@@ -21,9 +22,6 @@ celery.conf.beat_schedule = {
     }
 }
 
-# Set when this process is asked to end: whoever supervises something hands it over.
-shutting_down = threading.Event()
-
 
 @signals.worker_shutting_down.connect
 def _on_shutdown(**_: Any) -> None:
@@ -32,7 +30,18 @@ def _on_shutdown(**_: Any) -> None:
 
 
 @signals.worker_ready.connect
-def _on_ready(**_: Any) -> None:
+def _on_ready(sender: Any, **_: Any) -> None:
     """What was lost while nobody looked is found at once, not at the next round."""
+    presence(_queue(sender)).begin()
     celery.send_task("worker.tasks.reconcile", queue="housekeeping")
     wake("train")
+
+
+@signals.worker_shutdown.connect
+def _on_end(sender: Any, **_: Any) -> None:
+    presence(_queue(sender)).leave()
+
+
+def _queue(consumer: Any) -> Any:
+    """The queue of a worker whose name is `queue@host`."""
+    return consumer.hostname.partition("@")[0]

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import queue
 import shutil
-import socket
 import sys
 import threading
 import time
@@ -30,7 +30,11 @@ from app.kit.processes import spawn, stop
 from app.models.own_code import runs_own_code
 from app.models.tables import Model
 from app.settings import REPOSITORY, get_settings
+from worker.fitness import unfit
+from worker.memory import MemoryWatch
 from worker.publish import DeployFailed, deploy, publish
+from worker.slots import Slots
+from worker.trainer.failures import OUT_OF_MEMORY_HINT
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +44,21 @@ FINISHED, FAILED, STOPPED = 0, 1, 3  # the trainer's exit codes
 
 
 # Why an attempt is stopped → what becomes of its job.
-STOPPED_BY = {"cancel": attempts.cancelled, "pause": attempts.paused, "shutdown": attempts.hand_over}
+STOPPED_BY = {
+    "cancel": attempts.cancelled,
+    "pause": attempts.paused,
+    "time": attempts.ran_out,
+    "shutdown": attempts.hand_over,
+}
+
+# Codes of failures that another attempt, perhaps elsewhere, may be spared.
+LOSSES = frozenset(
+    {"trainer_died", "killed_for_memory", "disk_full", "gpu_failed", "gpu_busy", "checkpoint_unreadable"}
+)
 
 
 class Stop(Exception):
-    """The attempt is to end before its work is done: `why` is `cancel`, `pause` or `shutdown`."""
+    """The attempt is to end before its work is done: `why` is one of `STOPPED_BY`."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
@@ -56,20 +70,24 @@ def workspaces() -> Path:
     return get_settings().home.resolve() / "work"
 
 
-def train_next(shutting_down: threading.Event) -> bool:
-    """Runs one attempt at the oldest queued job. False where there was none to claim."""
-    job = attempts.claim(f"{socket.gethostname()}:{os.getpid()}")
+def train_next(slots: Slots, shutting_down: threading.Event) -> bool:
+    """Runs one attempt at the first job in line. False where there was none to claim, or this worker may claim none."""
+    if reason := unfit(slots):
+        log.warning("no job is claimed: %s", reason)
+        return False
+    job = slots.claim()
     if job is None:
         return False
     workspace = workspaces() / f"{job.id}-{job.attempt}"
     try:
-        _attempt(job, workspace, Beat(job, shutting_down))
+        _attempt(job, slots, workspace, Beat(job, shutting_down))
     except LeaseLost:
         log.warning("%s: attempt %d was taken over", job.id, job.attempt)
     except Exception:
         log.exception("%s: attempt %d failed in its supervisor", job.id, job.attempt)
         _end_after_fault(job)
     finally:
+        slots.give_back(job)
         shutil.rmtree(workspace, ignore_errors=True)
     return True
 
@@ -89,12 +107,15 @@ class Beat:
 
     def __init__(self, job: Job, shutting_down: threading.Event) -> None:
         self.job, self.shutting_down = job, shutting_down
-        self.renewed = time.monotonic()
+        self.began = self.renewed = time.monotonic()
+        self.may_run = math.inf if job.max_seconds is None else job.max_seconds - attempts.seconds_used(job)
         self.unwritten: list[dict[str, Any]] = []
 
     def __call__(self, events: list[dict[str, Any]] | None = None) -> None:
         """Raises what `write` does, and `Stop`."""
         wanted = self.write(events or [])
+        if time.monotonic() - self.began > self.may_run:
+            wanted = wanted or "time"
         if wanted or self.shutting_down.is_set():
             raise Stop(wanted or "shutdown")
 
@@ -118,14 +139,14 @@ class Beat:
         return wanted
 
 
-def _attempt(job: Job, workspace: Path, beat: Beat) -> None:
+def _attempt(job: Job, slots: Slots, workspace: Path, beat: Beat) -> None:
     """Trains unless an earlier attempt did, then deploys. Every way out but a lost lease ends the attempt in the database."""
     failure: dict[str, Any] | None = None
     try:
         with reading() as session:
             model = attempts.published(session, job)
         if model is None:
-            failure = _train(job, workspace, beat)
+            failure = _train(job, slots.gpus_of(job), workspace, beat)
             model = publish(job, workspace / "out") if failure is None else None
         if model is not None:
             deploy(job, model, beat)
@@ -136,23 +157,23 @@ def _attempt(job: Job, workspace: Path, beat: Beat) -> None:
     except DeployFailed as error:
         failure = {"code": "deploy_failed", "message": str(error), "hint": "The engine's log is in BURNISH_HOME/logs."}
     if failure is not None:
+        if failure["code"] == "gpu_failed":
+            slots.fail_gpus(job, failure["message"])
         with writing() as session:
             row = attempts.hold(session, job)
             if failure["code"] == "checkpoint_unreadable":
                 checkpoints.forget_newest(session, row)
-            if failure["code"] in ("trainer_died", "checkpoint_unreadable"):
-                attempts.lose(session, row, failure["code"], failure["message"])
-            else:
-                attempts.fail(session, row, failure["code"], failure["message"], failure.get("hint"))
+            end = attempts.lose if failure["code"] in LOSSES else attempts.fail
+            end(session, row, failure["code"], failure["message"], failure.get("hint"))
 
 
-def _train(job: Job, workspace: Path, beat: Beat) -> dict[str, Any] | None:
+def _train(job: Job, gpus: list[str], workspace: Path, beat: Beat) -> dict[str, Any] | None:
     """Runs the trainer to its end. Returns why it failed, or None. Raises `Stop` and `LeaseLost` with the trainer gone."""
     shutil.rmtree(workspace, ignore_errors=True)
     (workspace / "out").mkdir(parents=True)
     try:
         with attempts.renewing(job):
-            spec = _trainer_spec(job)
+            spec = _trainer_spec(job, gpus)
     except FileNotFoundError as error:
         return {
             "code": "model_unreadable",
@@ -167,6 +188,7 @@ def _train(job: Job, workspace: Path, beat: Beat) -> dict[str, Any] | None:
             command, env=_trainer_environment(), cwd=REPOSITORY, stdout=PIPE, stderr=stderr,
             grace_seconds=get_settings().stop_grace_seconds,
         )  # fmt: skip
+    memory = MemoryWatch(trainer.pid)
     said: queue.Queue[dict[str, Any]] = queue.Queue()
     reader = threading.Thread(target=_read_events, args=(trainer, said), daemon=True)
     reader.start()
@@ -174,6 +196,7 @@ def _train(job: Job, workspace: Path, beat: Beat) -> dict[str, Any] | None:
     try:
         while reader.is_alive() or not said.empty():
             reader.join(BEAT_SECONDS)
+            memory.look()
             events = [said.get_nowait() for _ in range(said.qsize())]
             failed = next((event for event in events if event["type"] == "failed"), failed)
             beat(events)
@@ -190,6 +213,8 @@ def _train(job: Job, workspace: Path, beat: Beat) -> dict[str, Any] | None:
         code = stop(trainer, get_settings().stop_grace_seconds)
     if code == FINISHED:
         return None
+    if failed is None and (ran_out := memory.ran_out()):
+        return {"code": "killed_for_memory", "message": ran_out, "hint": OUT_OF_MEMORY_HINT}
     return failed or {"code": "trainer_died", "message": _last_words(code, errors)}
 
 
@@ -211,7 +236,7 @@ def _keep_checkpoints(job: Job, events: list[dict[str, Any]], beat: Beat) -> Non
             log.warning("%s: the checkpoint of step %d was not kept: %s", job.id, event["step"], error)
 
 
-def _trainer_spec(job: Job) -> TrainerSpec:
+def _trainer_spec(job: Job, gpus: list[str]) -> TrainerSpec:
     """Raises `FileNotFoundError` where the base model's folder or the rows are gone."""
     with reading() as session:
         base, dataset = session.get_one(Model, job.base_model_id), session.get_one(Dataset, job.dataset_id)
@@ -231,6 +256,7 @@ def _trainer_spec(job: Job) -> TrainerSpec:
         rows=str(rows_path(dataset)),
         validation_rows=str(rows_path(validation)) if validation else None,
         threads=get_settings().trainer_threads,
+        gpus=gpus,
         provenance={
             "job": job.id,
             "base_model": base.name,
@@ -271,7 +297,7 @@ def _read_events(trainer: Popen[bytes], said: queue.Queue[dict[str, Any]]) -> No
 
 def _last_words(code: int, errors: Path) -> str:
     """Why a trainer ended that said nothing of it itself."""
+    tail = " | ".join(errors.read_text(errors="replace").strip().splitlines()[-5:]) or "(none)"
     if code in (-9, 128 + 9):  # the guard was killed, or what it guards
-        return "The trainer was killed (SIGKILL): by hand, or because the machine was out of memory."
-    tail = errors.read_text(errors="replace").strip().splitlines()[-5:]
-    return f"The trainer ended with exit code {code}. Its last lines: {' | '.join(tail) or '(none)'}"
+        return f"The trainer was killed (SIGKILL), and not for want of memory. Its last lines: {tail}"
+    return f"The trainer ended with exit code {code}. Its last lines: {tail}"

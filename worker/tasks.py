@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from worker.celery_app import celery, shutting_down
+from worker.celery_app import celery
 from worker.downloads import download_next
+from worker.presence import presence, shutting_down
 from worker.reconcilers.rounds import run_round
+from worker.slots import own_slots
 from worker.supervisor import train_next
 
 
 @celery.task(name="worker.tasks.train")
 def train() -> None:
     """A training slot: trains as long as there is a job that it can claim."""
-    while not shutting_down.is_set() and train_next(shutting_down):
+    while not shutting_down.is_set() and train_next(own_slots(), shutting_down):
         pass
 
 
@@ -26,3 +28,4 @@ def download() -> None:
 def reconcile() -> None:
     """One round of every reconciler."""
     run_round()
+    presence("housekeeping").report()

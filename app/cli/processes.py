@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -31,8 +32,14 @@ def api() -> None:
 
 def worker(
     queue: Annotated[str, typer.Option(metavar="training|housekeeping", help="The queue it works on.")] = "training",
+    gpus: Annotated[
+        str | None, typer.Option(metavar="all|none|0,1", help="Its own GPUs. Default: BURNISH_GPUS, else all.")
+    ] = None,
 ) -> None:
     """Run one worker alone."""
+    if gpus is not None:
+        os.environ["BURNISH_GPUS"] = gpus
+
     from app import up
 
     up.worker(queue)

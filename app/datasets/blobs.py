@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from app.datasets.tables import Dataset, Report
 from app.files.tables import File
 from app.kit import storage
-from app.kit.database import writing
+from app.kit.database import reading, writing
 
 COLUMNS = (File.sha256, Dataset.rows_sha256, Report.rows_sha256)
 
@@ -35,6 +35,13 @@ def hold(session: Session, *hashes: str) -> None:
     # In one order for all, so that two holders never wait for each other.
     for sha256 in sorted(set(hashes)):
         session.execute(select(func.pg_advisory_xact_lock(int(sha256[:15], 16))))
+
+
+def unknown(hashes: list[str]) -> list[str]:
+    """Those of these blobs that no row refers to at this moment."""
+    with reading() as session:
+        known = {found for column in COLUMNS for found in session.scalars(select(column).distinct())}
+    return [sha256 for sha256 in hashes if sha256 not in known]
 
 
 def release(*hashes: str) -> None:

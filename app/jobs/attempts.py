@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from app.jobs.lifecycle import add_event, move
+from app.jobs.room import BOUNDLESS, Room, is_enough
 from app.jobs.tables import Attempt, Job, Metric
 from app.kit.database import lease_until, utc_now, writing
 from app.kit.leases import LeaseLost
@@ -27,10 +28,23 @@ from app.usage.service import Used
 log = logging.getLogger(__name__)
 
 
-def claim(worker: str) -> Job | None:
-    """The oldest queued job, now running under a new attempt of `worker`; None where there is none."""
+# The line of queued jobs; of those that are equal, the oldest goes first.
+LINE = (Job.priority.desc(),)
+
+
+def claim(worker: str, whole: Room = BOUNDLESS, free: Room = BOUNDLESS) -> Job | None:
+    """The first in line that `worker` could run, now running under a new attempt of it.
+
+    None where there is none, or where it needs more of what the worker has as a `whole` than is `free` now: no job behind
+    it goes first, or a large one would wait for ever.
+    """
     with writing() as session:
-        job = claim_row(session, Job, _eligible(session), get_settings().lease_seconds)
+
+        def fits(job: Job) -> bool:
+            return session.scalar(select(Job.id).where(Job.id == job.id, is_enough(free))) is not None
+
+        eligible = and_(claimable(session, lock=True), is_enough(whole))
+        job = claim_row(session, Job, eligible, get_settings().lease_seconds, order=LINE, fits=fits)
         if job is None:
             return None
         session.add(Attempt(job_id=job.id, number=job.attempt, worker=worker, started_at=utc_now()))
@@ -39,16 +53,22 @@ def claim(worker: str) -> Job | None:
         return job
 
 
-def _eligible(session: Session) -> ColumnElement[bool]:
-    """Queued jobs of projects that run fewer than they may. The projects that have such a limit are locked, so that two
-    workers never take the last place of one together."""
+def claimable(session: Session, *, lock: bool = False) -> ColumnElement[bool]:
+    """Queued jobs of projects that run fewer than they may. With `lock` the projects that have such a limit are locked, so
+    that two workers never take the last place of one together."""
     may_run = Project.limits["running_jobs"].as_integer()
     query = select(Project.id, may_run).where(may_run.is_not(None)).order_by(Project.id)
-    limited = session.execute(query.with_for_update(key_share=True)).all()
+    limited = session.execute(query.with_for_update(key_share=True) if lock else query).all()
     counts = select(Job.project_id, func.count()).where(Job.status == "running").group_by(Job.project_id)
     running = dict(session.execute(counts).all()) if limited else {}
     full = [project for project, most in limited if running.get(project, 0) >= most]
     return and_(Job.status == "queued", Job.project_id.not_in(full))
+
+
+def seconds_used(job: Job) -> float:
+    """How long the job ran before its present attempt, since it was last tried again by hand."""
+    ended = [each for each in job.attempts if each.ended_at and each.number > job.retried_after]
+    return sum((each.ended_at - each.started_at).total_seconds() for each in ended if each.ended_at)
 
 
 def published(session: Session, job: Job) -> Model | None:
@@ -191,7 +211,7 @@ def fail(session: Session, row: Job, code: str, message: str, hint: str | None =
     move(session, row, "fail", message, code=code, hint=hint)
 
 
-def lose(session: Session, row: Job, code: str, message: str) -> None:
+def lose(session: Session, row: Job, code: str, message: str, hint: str | None = None) -> None:
     """Ends the held row's attempt as lost: the job runs again, or fails when that happened `max_attempts` times."""
     end(session, row, "lost", message)
     lost = sum(attempt.outcome == "lost" and attempt.number > row.retried_after for attempt in row.attempts)
@@ -203,11 +223,8 @@ def lose(session: Session, row: Job, code: str, message: str) -> None:
         row.progress = None
         move(session, row, "requeue", f"Attempt {row.attempt} was lost: {message} The job runs again.", reason=message)
     else:
-        row.error = {
-            "code": code,
-            "message": message,
-            "hint": f"It happened {lost} times. The worker's log has the details.",
-        }
+        hint = f"{hint or 'GET /jobs/{id}/logs has what was said.'} It happened {lost} times; POST /jobs/{{id}}/retry goes on."
+        row.error = {"code": code, "message": message, "hint": hint}
         move(session, row, "fail", f"Given up after {lost} lost attempts. {message}", code=code)
 
 
@@ -228,6 +245,18 @@ def pause(session: Session, row: Job, message: str) -> None:
     """Moves a locked row that has no attempt, or none any more."""
     row.pause_requested = False
     move(session, row, "pause", message)
+
+
+def ran_out(session: Session, row: Job) -> None:
+    """Fails the held row's job, which ran for as long as it may."""
+    step = (row.progress or {}).get("step", 0)
+    fail(
+        session,
+        row,
+        "max_seconds_exceeded",
+        f"It had not ended after max_seconds ({row.max_seconds}), at step {step}.",
+        "POST /jobs/{id}/retry goes on from that step, for as long again.",
+    )
 
 
 def cancelled(session: Session, row: Job) -> None:

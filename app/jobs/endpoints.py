@@ -22,6 +22,8 @@ from app.jobs.schemas import (
     event_out,
     job_out,
 )
+from app.jobs.tables import Job
+from app.jobs.waiting import standing
 from app.kit.errors import errors
 from app.kit.pagination import Page, PageQuery
 from app.kit.paths import Id
@@ -37,40 +39,45 @@ EVENT_POLL_SECONDS = 0.3
 KEEPALIVE_SECONDS = 15.0
 
 
+def _out(*jobs: Job) -> list[JobOut]:
+    where = standing(jobs)
+    return [job_out(job, where.get(job.id)) for job in jobs]
+
+
 @router.post("", status_code=202, summary="Start a job", responses=errors(409, 422))
 def create_job(request: JobCreate, project: ToCreate) -> JobOut:
-    return job_out(service.create(project, request))
+    return _out(service.create(project, request))[0]
 
 
 @router.get("", summary="List jobs", responses=errors(422))
 def list_jobs(project: ToRead, page: PageQuery, status: StatusFilter = None) -> Page[JobOut]:
     jobs, more = service.list_jobs(project, page, status)
-    return Page(data=[job_out(job) for job in jobs], has_more=more)
+    return Page(data=_out(*jobs), has_more=more)
 
 
 @router.get("/{id}", summary="Get a job", responses=errors(404))
 def get_job(id: Id, project: ToRead) -> JobOut:
-    return job_out(service.get(project, id))
+    return _out(service.get(project, id))[0]
 
 
 @router.post("/{id}/cancel", summary="Cancel a job", responses=errors(404, 409))
 def cancel_job(id: Id, project: ToWrite) -> JobOut:
-    return job_out(verbs.cancel(project, id))
+    return _out(verbs.cancel(project, id))[0]
 
 
 @router.post("/{id}/pause", summary="Pause a job", responses=errors(404, 409))
 def pause_job(id: Id, project: ToWrite) -> JobOut:
-    return job_out(verbs.pause(project, id))
+    return _out(verbs.pause(project, id))[0]
 
 
 @router.post("/{id}/resume", summary="Go on with a paused job", responses=errors(404, 409))
 def resume_job(id: Id, project: ToWrite) -> JobOut:
-    return job_out(verbs.resume(project, id))
+    return _out(verbs.resume(project, id))[0]
 
 
 @router.post("/{id}/retry", summary="Try a failed job again", responses=errors(404, 409))
 def retry_job(id: Id, project: ToWrite) -> JobOut:
-    return job_out(verbs.retry(project, id))
+    return _out(verbs.retry(project, id))[0]
 
 
 @router.delete("/{id}", status_code=204, summary="Delete a job that has ended", responses=errors(404, 409))

@@ -39,6 +39,8 @@ def move(session: Session, job: Job, transition: Transition, message: str, **dat
         job.started_at = job.started_at or utc_now()
     else:
         job.lease_expires_at = None
+    if target == "queued":
+        job.queued_at = utc_now()
     if target in ENDED:
         job.ended_at = utc_now()
     else:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from app.jobs.lifecycle import Status
-from app.jobs.spec import Check, Deploy, Hyperparameters, JobSpec, Lora, Validation
+from app.jobs.spec import Check, Deploy, Hyperparameters, JobSpec, Lora, Resources, Validation
 from app.jobs.tables import Checkpoint, Event, Job
 from app.kit.wire import Failure, Metadata, Name, Reference
 
@@ -21,6 +21,11 @@ class JobCreate(JobSpec):
     )
     dataset: str = Field(
         min_length=1, max_length=64, description="Id of a dataset.", examples=["ds_01k0000000000000000000000"]
+    )
+    priority: int = Field(0, ge=-100, le=100, description="The highest goes first, and of those the oldest.")
+    resources: Resources = Field(default_factory=Resources, description="What it needs of a worker.")
+    max_seconds: int | None = Field(
+        None, ge=1, le=31_536_000, description="Running longer in all fails it. Default: no bound."
     )
     name: Name | None = Field(None, description="Name of the fine-tune; unique. Default: made from base and id.")
     metadata: Metadata = Field(default_factory=dict)
@@ -42,10 +47,18 @@ class Progress(BaseModel):
     eta_seconds: float | None = None
 
 
+class QueueOut(BaseModel):
+    """Where a queued job stands: its place among all that wait, and what it waits for."""
+
+    position: int
+    waiting_for: str
+
+
 class AttemptOut(BaseModel):
     """One try at the job."""
 
     number: int
+    worker: str = Field(description="Name of the worker.")
     started_at: datetime
     ended_at: datetime | None
     start_step: int
@@ -72,6 +85,10 @@ class JobOut(BaseModel):
     validation: Validation | None
     check: Check = Field(default_factory=Check)  # jobs made before there was one have the default
     deploy: Deploy
+    priority: int
+    resources: Resources
+    max_seconds: int | None
+    queue: QueueOut | None = Field(description="Null unless it is queued.")
     progress: Progress | None
     attempts: list[AttemptOut]
     cancel_requested: bool
@@ -118,8 +135,8 @@ class CheckpointOut(BaseModel):
     created_at: datetime
 
 
-def job_out(job: Job) -> JobOut:
-    """The wire form of a row."""
+def job_out(job: Job, queue: QueueOut | None) -> JobOut:
+    """The wire form of a row; `queue` tells where it stands (see `app.jobs.waiting`)."""
     return JobOut(
         id=job.id,
         name=job.name,
@@ -127,6 +144,10 @@ def job_out(job: Job) -> JobOut:
         base_model=job.base_model_name,
         dataset=job.dataset_id,
         **job.spec,
+        priority=job.priority,
+        resources=Resources(gpus="auto" if job.gpus is None else job.gpus, memory_gb=job.memory_gb),
+        max_seconds=job.max_seconds,
+        queue=queue,
         progress=Progress(**job.progress) if job.progress else None,
         attempts=[AttemptOut.model_validate(attempt, from_attributes=True) for attempt in job.attempts],
         cancel_requested=job.cancel_requested,

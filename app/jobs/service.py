@@ -15,6 +15,7 @@ from app.jobs.lifecycle import ENDED, add_event
 from app.jobs.schemas import JobCreate, job_out
 from app.jobs.spec import JobSpec, auto_epochs, auto_learning_rate
 from app.jobs.tables import Checkpoint, Event, Job, Metric
+from app.jobs.waiting import places
 from app.kit import references
 from app.kit.database import reading
 from app.kit.errors import Conflict, InvalidValue, NotFound
@@ -43,6 +44,7 @@ def create(project_id: str, request: JobCreate) -> Job:
         validation = spec.validation.dataset if spec.validation else None
         if validation:
             _dataset(session, project_id, validation, "validation.dataset")
+        _one_gpu(request)
         for rule in RULES:
             rule(spec, base, dataset)
         _resolve(request, spec, base, dataset)
@@ -56,6 +58,10 @@ def create(project_id: str, request: JobCreate) -> Job:
             dataset_id=dataset.id,
             validation_dataset_id=validation,
             key_id=actor().key_id,
+            priority=request.priority,
+            gpus=None if request.resources.gpus == "auto" else request.resources.gpus,
+            memory_gb=request.resources.memory_gb,
+            max_seconds=request.max_seconds,
             meta=request.metadata,
             event_count=0,
             attempts=[],
@@ -64,7 +70,7 @@ def create(project_id: str, request: JobCreate) -> Job:
         _claim_name(session, job)
         add_event(session, job, "created", f"Accepted: {spec.stage} of '{base.name}' on {dataset.rows} rows.")
         record(session, "job.create", job.id, name=job.name)
-        remember(session, 202, job_out(job))
+        remember(session, 202, job_out(job, places(session, [job])[job.id]))
     wake("train")
     return job
 
@@ -82,6 +88,16 @@ def require_room(session: Session, project_id: str) -> None:
                 hint="Wait until one starts, or cancel one.",
             )
     usage.require_room(session, project_id, 0)
+
+
+def _one_gpu(request: JobCreate) -> None:
+    if request.resources.gpus not in ("auto", 0, 1):
+        raise InvalidValue(
+            f"A job cannot have {request.resources.gpus} GPUs: training runs on one so far.",
+            param="resources.gpus",
+            code="unsupported",
+            hint="Use 1, 0 for none, or leave it at 'auto'.",
+        )
 
 
 def _base_model(session: Session, project_id: str, name: str) -> Model:

@@ -78,6 +78,17 @@ class Check(Strict):
     max_cut_share: float = Field(0.2, ge=0, le=1, description="Most rows that may lose their end, as a share.")
 
 
+class Resources(Strict):
+    """What a job needs of a worker."""
+
+    gpus: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = Field(
+        "auto", description="GPUs of its own. auto: one, or none on a worker that has none."
+    )
+    memory_gb: float | None = Field(
+        None, gt=0, le=65536, description="GiB that each of its GPUs has at least; without a GPU, that the machine has."
+    )
+
+
 class JobSpec(Strict):
     """Everything that decides the result, beside base model and rows. Stored with every default written out."""
 
@@ -93,7 +104,8 @@ class TrainerSpec(Strict):
     """The file that `python -m worker.trainer` reads: a resolved `JobSpec` and where things lie on this machine.
 
     `rows` and `validation_rows` are Parquet files of canonical rows; `threads` is 0 for all cores;
-    `resume_from` is the folder of a checkpoint; `own_code` says that the base model's code is to run.
+    `resume_from` is the folder of a checkpoint; `own_code` says that the base model's code is to run; `gpus` are the ids of
+    the only GPUs that it may use, as CUDA knows them, and null where it is nobody's to say.
     """
 
     job: str
@@ -106,6 +118,7 @@ class TrainerSpec(Strict):
     rows: str
     validation_rows: str | None = None
     threads: int = 0
+    gpus: list[str] | None = None
     provenance: dict[str, Any] = Field(default_factory=dict, description="Copied into the manifest: names and hashes.")
 
 

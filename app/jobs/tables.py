@@ -17,13 +17,22 @@ class Job(Leased):
     """A request to train. `attempt` is its fencing token: a write of an older attempt changes nothing.
 
     `cancel_requested` and `pause_requested` are the wanted state, which the supervisor reads with every heartbeat.
-    `retried_after`: the attempt after which it was last tried again by hand; lost ones count from there.
+    `retried_after`: the attempt after which it was last tried again by hand; lost ones and seconds count from there.
+    `gpus`: how many it asks for; null: one where the worker has any. `memory_gb`: of each of them, else of the machine.
     """
 
     __tablename__ = "jobs"
     __table_args__ = (
         Index("ix_jobs_project_status", "project_id", "status", "id"),
         Index("ix_jobs_status_lease", "status", "lease_expires_at"),
+        # What waits is found without those that have ended.
+        Index(
+            "ix_jobs_line",
+            "priority",
+            "id",
+            postgresql_where=text("status = 'queued'"),
+            sqlite_where=text("status = 'queued'"),
+        ),
         # A fine-tune is named once; a job that came to nothing gives its name back.
         Index(
             "uq_jobs_live_name",
@@ -48,11 +57,16 @@ class Job(Leased):
     cancel_requested: Mapped[bool] = mapped_column(default=False)
     pause_requested: Mapped[bool] = mapped_column(default=False)
     retried_after: Mapped[int] = mapped_column(default=0)
+    priority: Mapped[int] = mapped_column(default=0)
+    gpus: Mapped[int | None]
+    memory_gb: Mapped[float | None]
+    max_seconds: Mapped[int | None]
     event_count: Mapped[int] = mapped_column(default=0)
     progress: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    queued_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=utc_now)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 

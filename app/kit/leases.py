@@ -5,8 +5,9 @@ A row that can be claimed has `attempt` (its fencing token) and `lease_expires_a
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, String, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
@@ -32,16 +33,26 @@ class LeaseLost(Exception):
     """Someone else holds the row now, or it has ended: whoever gets this stops and writes nothing more."""
 
 
-def claim(session: Session, table: type[Row], eligible: ColumnElement[bool], seconds: float) -> Row | None:
-    """Takes the oldest eligible row: a new attempt, and a lease of `seconds`. None where there is nothing to take.
+def claim(
+    session: Session,
+    table: type[Row],
+    eligible: ColumnElement[bool],
+    seconds: float,
+    *,
+    order: Sequence[ColumnElement[Any]] = (),
+    fits: Callable[[Row], bool] = lambda _: True,
+) -> Row | None:
+    """Takes the first eligible row, by `order` and then the oldest: a new attempt, and a lease of `seconds`. None where there
+    is nothing to take, or where the first does not fit: those behind it do not pass it by.
 
     `SKIP LOCKED` lets claimers pass each other on PostgreSQL; on SQLite the writing transaction is alone anyway.
     """
-    query = select(table).where(eligible).order_by(table.id).limit(1).with_for_update(skip_locked=True, of=table)
-    row = session.scalars(query).first()
-    if row is not None:
-        row.attempt += 1
-        row.lease_expires_at = lease_until(session, seconds)
+    query = select(table).where(eligible).order_by(*order, table.id).limit(1)
+    row = session.scalars(query.with_for_update(skip_locked=True, of=table)).first()
+    if row is None or not fits(row):
+        return None
+    row.attempt += 1
+    row.lease_expires_at = lease_until(session, seconds)
     return row
 
 

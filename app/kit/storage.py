@@ -56,6 +56,12 @@ def incoming() -> Iterator[Path]:
         yield Path(folder)
 
 
+def reach() -> None:
+    """Asks the store for its root. Raises what its library does where it cannot be reached."""
+    filesystem, root = _store()
+    filesystem.exists(root)
+
+
 def put_blob(path: Path, sha256: str) -> None:
     """Moves the complete file at `path` (whose hash the caller computed) into the store. Bytes that are there stay as they are."""
     filesystem, root = _store()
@@ -185,3 +191,17 @@ def _last_written(folder: Path) -> float:
         return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
     except FileNotFoundError:
         return time.time()
+
+
+def blobs(before: float) -> list[str]:
+    """The hashes of the blobs that were stored before this moment (seconds since the epoch)."""
+    filesystem, root = _store()
+    if not filesystem.exists(f"{root}/sha256"):
+        return []
+    found = filesystem.find(f"{root}/sha256", detail=True)
+    return [str(path).rpartition("/")[2] for path, facts in found.items() if _stored_at(facts) < before]
+
+
+def _stored_at(facts: dict[str, Any]) -> float:
+    """When a file was written, as a directory tells it or an object store."""
+    return float(facts["mtime"]) if "mtime" in facts else float(facts["LastModified"].timestamp())

@@ -9,6 +9,8 @@ from worker.reconcilers.expired_answers import remove_expired_answers
 from worker.reconcilers.expired_leases import requeue_expired
 from worker.reconcilers.expired_reports import remove_expired_reports
 from worker.reconcilers.leftovers import remove_leftovers
+from worker.reconcilers.lost_workers import forget_lost_workers
+from worker.reconcilers.orphaned_blobs import remove_orphaned_blobs
 from worker.reconcilers.read_messages import sweep_read_messages
 from worker.reconcilers.unseen_work import wake_for_unseen_work
 
@@ -21,6 +23,8 @@ RECONCILERS: tuple[Callable[[], None], ...] = (
     remove_expired_reports,
     remove_expired_answers,
     remove_leftovers,
+    remove_orphaned_blobs,
+    forget_lost_workers,
 )
 
 

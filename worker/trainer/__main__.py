@@ -12,16 +12,12 @@ import sys
 import traceback
 from pathlib import Path
 
+from worker.trainer.devices import see_only_own
 from worker.trainer.events import claim_stdout
-from worker.trainer.failures import Failure, Stopped
+from worker.trainer.failures import Failure, Stopped, of_the_machine
 from worker.trainer.stopping import StopSignal
 
 FINISHED, FAILED, STOPPED = 0, 1, 3
-
-OUT_OF_MEMORY_HINT = (
-    "Lower hyperparameters.max_length; the rows of a step are already split, so batch_size changes little. "
-    "A smaller method.rank or base model needs less too."
-)
 
 
 def main(arguments: list[str]) -> int:
@@ -37,6 +33,7 @@ def main(arguments: list[str]) -> int:
         # OpenMP reads this when torch is loaded. Threads that spin while they wait for one another make a step several
         # times as long wherever something else wants the cores: the API, an inference engine, another job.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        see_only_own(spec_path)
         from worker.trainer.run import read_spec, run
 
         run(read_spec(spec_path), out, emit, stop)
@@ -48,24 +45,10 @@ def main(arguments: list[str]) -> int:
         return FAILED
     except Exception as error:
         traceback.print_exc()
-        if _is_out_of_memory(error):
-            message = f"The machine ran out of memory: {_first_line(error)}"
-            emit("failed", code="out_of_memory", message=message, hint=OUT_OF_MEMORY_HINT)
-        else:
-            message = f"{type(error).__name__}: {_first_line(error)}"
-            emit("failed", code="trainer_error", message=message, hint="The job's log has the whole traceback.")
+        cause = of_the_machine(error)
+        emit("failed", code=cause.code, message=cause.message, hint=cause.hint)
         return FAILED
     return FINISHED
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """CUDA's own error, Python's, and the RuntimeError that PyTorch's CPU allocator raises."""
-    is_cpu_allocator = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or is_cpu_allocator
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "no message")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+OUT_OF_MEMORY_HINT = (
+    "Lower hyperparameters.max_length; the rows of a step are already split, so batch_size changes little. "
+    "A smaller method.rank or base model needs less too."
+)
+
+
+# What Python and safetensors say of a full disk, and what torch does.
+_NO_ROOM = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing file")
+
 
 class Failure(Exception):
     """The run cannot go on: a code of `docs/api.md`, what is wrong, and what to do about it."""
@@ -25,3 +34,18 @@ def unreadable_model(folder: str, what: str, error: Exception) -> Failure:
         f"The base model's {what} cannot be read from {folder}: {reason}",
         "Register the model from a folder that transformers can load, with safetensors weights and tokenizer.json.",
     )
+
+
+def of_the_machine(error: Exception) -> Failure:
+    """The failure that an exception of a library is: no memory, no disk, a GPU that does not work, or a fault."""
+    words = next(iter(str(error).splitlines()), "no message")
+    name = type(error).__name__
+    # CUDA's own error, Python's, and the RuntimeError that PyTorch's CPU allocator raises.
+    is_cpu_allocator = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or is_cpu_allocator:
+        return Failure("out_of_memory", f"The machine ran out of memory: {words}", OUT_OF_MEMORY_HINT)
+    if any(said in str(error) for said in _NO_ROOM):
+        return Failure("disk_full", f"The worker's disk is full: {words}", "Make room in its BURNISH_HOME.")
+    if name == "AcceleratorError" or (isinstance(error, RuntimeError) and "CUDA error" in str(error)):
+        return Failure("gpu_failed", f"The GPU failed: {words}", "`dmesg` and `nvidia-smi -q` tell of its state.")
+    return Failure("trainer_error", f"{name}: {words}", "The job's log has the whole traceback.")
