@@ -22,6 +22,7 @@ import app.projects.endpoints
 import app.readiness.endpoints
 import app.secrets.endpoints
 import app.usage.endpoints
+import app.webhooks.endpoints
 import app.workers.endpoints
 from app.chat.gateway import upstream_client
 from app.kit import handlers
@@ -67,6 +68,7 @@ def create_app() -> FastAPI:
         app.usage.endpoints,
         app.workers.endpoints,
         app.readiness.endpoints,
+        app.webhooks.endpoints,
     ):
         service.include_router(routes.router, responses=errors(400, 401, 403, 413, 415, 422, 429))
     handlers.install(service)

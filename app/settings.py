@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,6 +27,16 @@ def _gpus(chosen: str) -> str:
     if chosen not in ("all", "none") and not all(number.isdigit() for number in chosen.split(",")):
         raise ValueError("must be 'all', 'none', or numbers with commas, such as 0,1")
     return chosen
+
+
+def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    """The networks that `text` lists, with commas. Raises `ValueError`, which names the one that is none."""
+    return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _networks(text: str) -> str:
+    networks(text)
+    return text
 
 
 class Settings(BaseSettings):
@@ -55,6 +66,10 @@ class Settings(BaseSettings):
 
     allow_remote_code: str = Field(
         "", description="Sources of models whose own code may run, with commas: what you would let run as this service."
+    )
+
+    webhook_networks: Annotated[str, AfterValidator(_networks)] = Field(
+        "", description="Networks that webhooks may reach beside public addresses, with commas: 10.0.0.0/8,fd00::/8."
     )
 
     gpus: Annotated[str, AfterValidator(_gpus)] = Field(

@@ -7,9 +7,11 @@ from app.models.tables import Engine, EngineAdapter, Grant, Model
 from app.projects.tables import Answer, Entry, Key, Project
 from app.secrets.tables import Secret
 from app.usage.tables import Usage
+from app.webhooks.tables import Delivery, Webhook
 from app.workers.tables import Worker
 
 TABLES = (
     *(Project, Key, Answer, Entry, Secret, Usage, File, Report, Dataset),
     *(Model, Grant, Engine, EngineAdapter, Job, Attempt, Checkpoint, Event, Metric, Worker),
+    *(Webhook, Delivery),
 )

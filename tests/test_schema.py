@@ -42,6 +42,7 @@ BODIES = {
     "post /jobs": {"base_model": "demo-base", "dataset": "datasets"},
     "post /datasets/{id}/preview": {"base_model": "demo-base"},
     "post /datasets/{id}/check": {"base_model": "demo-base"},
+    "post /webhooks": {"url": "https://example.org"},
 }
 
 DOCUMENT = create_app().openapi()
@@ -68,13 +69,16 @@ def there(service: str, key: str) -> dict[str, str]:
         report = client.post("/datasets", content=mendable).json()["error"]["report"]
         job = client.post("/jobs", json={"base_model": "demo-base", "dataset": dataset["id"]}).raise_for_status().json()
         client.put("/secrets/hf_token", json={"value": "x"}).raise_for_status()
+        hook = client.post("/webhooks", json={"url": "https://example.org/there"}).raise_for_status().json()["id"]
+        delivery = client.post(f"/webhooks/{hook}/test").raise_for_status().json()["id"]
         project = client.post("/projects", json={"name": "there"}).raise_for_status().json()["id"]
         made = client.post("/keys", json={"role": "read"}).raise_for_status().json()["id"]
         fine_tune("default", "there")
         client.put("/models/there/grants/there").raise_for_status()
     return {
         "datasets": dataset["id"], "reports": report, "jobs": job["id"], "secrets": "hf_token", "projects": project,
-        "keys": made, "models": "there", "v1": "demo-base",
+        "keys": made, "models": "there", "v1": "demo-base", "webhooks": hook,
+        "delivery": delivery,
     }  # fmt: skip
 
 
@@ -102,7 +106,8 @@ def test_no_answer_is_off_its_schema(document: Any, there: dict[str, str], key: 
     def answers(case: Any, is_there: bool) -> None:
         if is_there and method != "delete":  # what is there stays for the others
             case.path_parameters = {
-                name: "there" if name == "project" else there[noun] for name in case.path_parameters
+                name: {"project": "there", "delivery": there["delivery"]}.get(name, there[noun])
+                for name in case.path_parameters
             }
             if body := BODIES.get(f"{method} {path}"):
                 case.body = {name: there.get(value, value) for name, value in body.items()}

@@ -8,6 +8,7 @@ from worker.presence import presence, shutting_down
 from worker.reconcilers.rounds import run_round
 from worker.slots import own_slots
 from worker.supervisor import train_next
+from worker.webhooks import deliver_due
 
 
 @celery.task(name="worker.tasks.train")
@@ -22,6 +23,12 @@ def download() -> None:
     """Fetches models from hubs as long as one waits."""
     while not shutting_down.is_set() and download_next(shutting_down):
         pass
+
+
+@celery.task(name="worker.tasks.deliver")
+def deliver() -> None:
+    """Sends webhooks what is due, in threads of their own: this one is needed for other things."""
+    deliver_due(shutting_down)
 
 
 @celery.task(name="worker.tasks.reconcile")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from app.cli import backup, chat, datasets, jobs, keys, models, processes
+from app.cli import backup, chat, datasets, jobs, keys, models, processes, webhooks
 from app.cli.failure import Failure
 
 
@@ -63,6 +63,7 @@ cli.add_typer(datasets.commands, name="datasets")
 cli.add_typer(models.commands, name="models")
 cli.add_typer(jobs.commands, name="jobs")
 cli.add_typer(keys.commands, name="keys")
+cli.add_typer(webhooks.commands, name="webhooks")
 cli.command("chat")(chat.chat)
 for name, command in processes.COMMANDS.items():
     cli.command(name, rich_help_panel="Service")(command)

@@ -11,7 +11,6 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, format_sse_event
 
 from app.jobs import service, verbs
-from app.jobs.lifecycle import Status
 from app.jobs.schemas import (
     CheckpointOut,
     EventOut,
@@ -22,7 +21,7 @@ from app.jobs.schemas import (
     event_out,
     job_out,
 )
-from app.jobs.tables import Job
+from app.jobs.tables import Job, Status
 from app.jobs.waiting import standing
 from app.kit.errors import errors
 from app.kit.pagination import Page, PageQuery

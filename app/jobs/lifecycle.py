@@ -7,12 +7,12 @@ from typing import Any, Literal
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from app.jobs.tables import Checkpoint, Event, Job
+from app.jobs.announcing import announce
+from app.jobs.tables import Checkpoint, Event, Job, Status
 from app.kit.database import utc_now
 from app.kit.errors import Conflict
 from app.models.tables import Model
 
-Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 Transition = Literal["claim", "requeue", "succeed", "fail", "cancel", "pause", "resume", "retry"]
 
 ENDED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
@@ -31,7 +31,8 @@ TRANSITIONS: dict[Transition, tuple[tuple[Status, ...], Status, str]] = {
 
 
 def move(session: Session, job: Job, transition: Transition, message: str, **data: Any) -> None:
-    """Moves the locked row `job`, with its event. Raises `Conflict` where the table does not allow it."""
+    """Moves the locked row `job`, with its event, of which webhooks are told: what else changes about the job in this
+    transaction was changed before. Raises `Conflict` where the table does not allow it."""
     require_legal(job, transition)
     _, target, event = TRANSITIONS[transition]
     job.status = target
@@ -51,6 +52,7 @@ def move(session: Session, job: Job, transition: Transition, message: str, **dat
     if target in ("failed", "cancelled"):
         _end_model(session, job)
     add_event(session, job, event, message, **data)
+    announce(session, job, event)
 
 
 def require_legal(job: Job, transition: Transition) -> None:

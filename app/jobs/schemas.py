@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from app.jobs.lifecycle import Status
 from app.jobs.spec import Check, Deploy, Hyperparameters, JobSpec, Lora, Resources, Validation
-from app.jobs.tables import Checkpoint, Event, Job
+from app.jobs.tables import Checkpoint, Event, Job, Status
 from app.kit.wire import Failure, Metadata, Name, Reference
 
 

@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.datasets.tables import Dataset
+from app.jobs.announcing import announce
 from app.jobs.checkpoints import newest_first as newest_checkpoints
 from app.jobs.lifecycle import ENDED, add_event
 from app.jobs.schemas import JobCreate, job_out
@@ -69,6 +70,7 @@ def create(project_id: str, request: JobCreate) -> Job:
         job.name = request.name or f"{base.name[:55]}-{job.id[-8:]}"
         _claim_name(session, job)
         add_event(session, job, "created", f"Accepted: {spec.stage} of '{base.name}' on {dataset.rows} rows.")
+        announce(session, job, "created")
         record(session, "job.create", job.id, name=job.name)
         remember(session, 202, job_out(job, places(session, [job])[job.id]))
     wake("train")

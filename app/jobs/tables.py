@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import BigInteger, ForeignKey, Index, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
@@ -11,6 +11,8 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 from app.kit.database import Base, UtcDateTime, utc_now
 from app.kit.leases import Leased
 from app.projects.tables import Project
+
+Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 
 
 class Job(Leased):

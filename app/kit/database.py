@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -81,7 +81,7 @@ def reading() -> Iterator[Session]:
 
 @contextmanager
 def writing() -> Iterator[Session]:
-    """A session whose transaction commits when the block ends, and is rolled back when it raises.
+    """A session whose transaction commits when the block ends, and is rolled back when it raises; `after_commit` follows.
 
     On SQLite it takes the write lock at once (`BEGIN IMMEDIATE`), so that what it read is still so when it writes.
     """
@@ -89,6 +89,13 @@ def writing() -> Iterator[Session]:
     with Session(bind, expire_on_commit=False) as session, session.begin():
         session.connection()  # begins now, not with the first statement
         yield session
+    for act in session.info.get("after_commit", {}).values():
+        act()
+
+
+def after_commit(session: Session, name: str, act: Callable[[], None]) -> None:
+    """Has a session of `writing` do something once its transaction has committed; of two of the same name, one."""
+    session.info.setdefault("after_commit", {})[name] = act
 
 
 def database_now(session: Session) -> datetime:

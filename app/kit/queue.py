@@ -14,10 +14,11 @@ from app.settings import get_settings
 log = logging.getLogger(__name__)
 
 # What can be woken: the Celery task (defined in the worker) and the queue that it is read from.
-Wakeable = Literal["train", "download"]
+Wakeable = Literal["train", "download", "deliver"]
 TASKS: dict[Wakeable, tuple[str, str]] = {
     "train": ("worker.tasks.train", "training"),
     "download": ("worker.tasks.download", "housekeeping"),
+    "deliver": ("worker.tasks.deliver", "housekeeping"),
 }
 
 

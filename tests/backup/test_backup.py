@@ -93,6 +93,7 @@ def fill(client: httpx.Client, tmp_path: Path) -> dict[str, Any]:
     client.get(f"/datasets/{dataset['id']}/rows").raise_for_status()
     client.post("/datasets", content=b"not a row")
     client.put("/secrets/hf_token", json={"value": "kept"}).raise_for_status()
+    client.post("/webhooks", json={"url": "https://example.org", "events": ["job.created"]}).raise_for_status()
     client.post("/projects", json={"name": "other", "limits": {"queued_jobs": 3}}).raise_for_status()
     key = f"artifacts/job_{token_hex(4)}/1"
     (tmp_path / "out/adapter/sub").mkdir(parents=True)

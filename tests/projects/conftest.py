@@ -50,19 +50,20 @@ def client_of(service: str) -> As:
 
 @dataclass(frozen=True)
 class Owned:
-    """What a project owns: a dataset and its report, a job, a fine-tune, a secret."""
+    """What a project owns: a dataset and its report, a job, a fine-tune, a secret, a webhook."""
 
     dataset: str
     report: str
     job: str
     model: str
     secret: str
+    webhook: str
 
     def of(self, path: str) -> str:
         """The one of these that a route's path is about."""
         noun = path.split("/")[2 if path.startswith("/v1") else 1]
         owned = {"datasets": self.dataset, "reports": self.report, "jobs": self.job, "models": self.model}
-        return (owned | {"secrets": self.secret})[noun]
+        return (owned | {"secrets": self.secret, "webhooks": self.webhook})[noun]
 
 
 def fine_tune(project: str, name: str, source: str = "nowhere", location: str = "nowhere/adapter") -> str:
@@ -85,4 +86,5 @@ def theirs(keys: Keys, client_of: As) -> Owned:
     model = new_id("tune")
     fine_tune("theirs", model, source=job["id"])
     client.put("/secrets/their-token", json={"value": "theirs"}).raise_for_status()
-    return Owned(dataset["id"], dataset["report"], job["id"], model, "their-token")
+    hook = client.post("/webhooks", json={"url": "https://example.org/theirs"}).raise_for_status().json()["id"]
+    return Owned(dataset["id"], dataset["report"], job["id"], model, "their-token", hook)

@@ -22,6 +22,7 @@ OPEN = {"/health", "/ready", "/docs", "/docs/oauth2-redirect"}
 BODIES: dict[str, Any] = {
     "/datasets/{id}/preview": {"base_model": "demo-base"},
     "/datasets/{id}/check": {"base_model": "demo-base"},
+    "/webhooks/{id}": {"enabled": False},
 }
 
 
@@ -58,7 +59,9 @@ def test_no_route_is_left_out() -> None:
 
 
 def filled(path: str, value: str) -> str:
-    return path.replace("{id}", value).replace("{name}", value).replace("{project}", "ours")
+    return (
+        path.replace("{id}", value).replace("{name}", value).replace("{project}", "ours").replace("{delivery}", value)
+    )
 
 
 @pytest.fixture(scope="module")

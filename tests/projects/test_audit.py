@@ -41,6 +41,12 @@ CHANGES: list[tuple[str, str, str, dict[str, Any] | None]] = [
     ("PUT /models/{name}/grants/{project}", "model.grant", "tune", None),
     ("DELETE /models/{name}/grants/{project}", "model.revoke", "tune", None),
     ("DELETE /models/{name}", "model.delete", "model", None),
+    ("POST /webhooks", "webhook.create", "webhook", {"url": "https://example.org/not-in-the-log"}),
+    ("PATCH /webhooks/{id}", "webhook.change", "webhook", {"url": "https://example.org/not-in-the-log"}),
+    ("POST /webhooks/{id}/rotate", "webhook.rotate", "webhook", None),
+    ("POST /webhooks/{id}/test", "webhook.test", "webhook", None),
+    ("POST /webhooks/{id}/deliveries/{delivery}/resend", "webhook.resend", "webhook", None),
+    ("DELETE /webhooks/{id}", "webhook.delete", "webhook", None),
     ("PUT /secrets/{name}", "secret.put", "secret", {"value": "not in the log"}),
     ("DELETE /secrets/{name}", "secret.delete", "secret", None),
 ]
@@ -55,6 +61,7 @@ def test_every_change_is_in_the_log(keys: Keys, client_of: As) -> None:
         method, path = route.split()
         named = "audited" if noun == "secret" else ids.get(noun, "")
         url = path.replace("{id}", named).replace("{name}", named).replace("{project}", "ours")
+        url = url.replace("{delivery}", ids.get("delivery", ""))
         sent: dict[str, Any] = {"content": jsonl([new_row()])} if path == "/datasets" else {"json": body}
         if body:
             sent = {"json": {name: ids[value[1:]] if str(value)[0] == "$" else value for name, value in body.items()}}
@@ -65,10 +72,13 @@ def test_every_change_is_in_the_log(keys: Keys, client_of: As) -> None:
         answer = admin.request(method, url, **sent).raise_for_status()
         if path.count("/") == 1 or (noun == "secret" and method == "PUT"):
             ids[noun] = answer.json()["id"]
+        if action == "webhook.test":
+            ids["delivery"] = answer.json()["id"]
         entries = admin.get("/audit", params={"limit": 1000}).json()["data"]
         (entry,) = [entry for entry in entries if entry["id"] not in before]
         assert (entry["action"], entry["target"], entry["key"]) == (action, ids[noun], of_admin)
         assert (entry["role"], entry["key_name"], entry["address"]) == ("admin", "first", "127.0.0.1")
+        assert "not-in-the-log" not in str(entry)
         if "key" in answer.text and answer.content and "key" in answer.json():
             assert answer.json()["key"] not in str(entry)
 

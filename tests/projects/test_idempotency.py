@@ -37,6 +37,7 @@ BODIES: dict[str, Make] = {
     "/keys": lambda _: {"role": "read"},
     "/models": lambda _: {"name": f"m-{uuid4().hex[:8]}", "source": str(DEMO_BASE)},
     "/jobs": _job,
+    "/webhooks": lambda _: {"url": f"https://example.org/{uuid4().hex[:8]}"},
 }
 
 
@@ -49,7 +50,7 @@ def test_every_post_that_answers_201_or_202_takes_a_key() -> None:
     takes = {
         route.path for route in ROUTES if any(isinstance(each.call, Creates) for each in route.dependant.dependencies)
     }
-    assert creates == takes == {*BODIES, "/datasets"}
+    assert creates == takes == {*BODIES, "/datasets", "/webhooks/{id}/test"}
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -63,7 +64,7 @@ def test_the_same_key_gives_the_first_answer(keys: Keys, client_of: As, path: st
     assert (again.status_code, again.json()) == (first.status_code, first.json())
     assert again.headers["Idempotent-Replayed"] == "true"
     assert sum(each["id"] == first.json()["id"] for each in admin.get(path, params={"limit": 1000}).json()["data"]) == 1
-    other = body | {"name": "another"}
+    other = body | {"name": "another", "url": "https://example.org/another"}
     refusal(admin.post(path, json=other, headers=key), 409, "idempotency_mismatch")
     if path == "/jobs":
         jobs.cancel(projects.get_project("default").id, first.json()["id"])

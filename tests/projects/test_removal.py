@@ -53,6 +53,7 @@ def fill(name: str, client: httpx.Client, tmp_path: Path) -> dict[str, Any]:
     client.get(f"/datasets/{dataset['id']}/rows").raise_for_status()
     client.post("/datasets", content=b"not a row")
     client.put("/secrets/hf_token", json={"value": "x"}).raise_for_status()
+    client.post("/webhooks", json={"url": "https://example.org"}).raise_for_status()
     key = f"artifacts/{uuid4().hex}/1"
     (tmp_path / "out/adapter").mkdir(parents=True)
     (tmp_path / "out/adapter/weights").write_text("weights")
@@ -66,7 +67,18 @@ def test_all_of_it_goes(keys: Keys, client_of: As, passing: tuple[str, str, http
     (name, id, client), admin = passing, client_of(keys.admin)
     before = blobs()
     fill(name, client, tmp_path)
-    assert {"files", "reports", "datasets", "models", "jobs", "keys", "secrets", "answers"} <= rows_of(id).keys()
+    assert {
+        "files",
+        "reports",
+        "datasets",
+        "models",
+        "jobs",
+        "keys",
+        "secrets",
+        "answers",
+        "webhooks",
+        "deliveries",
+    } <= rows_of(id).keys()
     assert len(blobs() - before) >= 4
     assert admin.delete(f"/projects/{name}").status_code == 204
     assert rows_of(id) == {}

@@ -21,11 +21,20 @@ from tests.projects.conftest import As, Keys, fine_tune
 from tests.projects.test_access import LISTS, OBJECTS
 
 # Prefix of an id, as routes of `OBJECTS` want it in their paths.
-NOUNS = {"ds": "datasets", "rep": "reports", "job": "jobs", "model": "models", "tune": "models", "secret": "secrets"}
+NOUNS = {
+    "ds": "datasets",
+    "rep": "reports",
+    "job": "jobs",
+    "model": "models",
+    "tune": "models",
+    "secret": "secrets",
+    "hook": "webhooks",
+}
 # A model that there is is in use or not served, which is said only to those that see it.
 BODIES: dict[str, Any] = {
     "/datasets/{id}/preview": {"base_model": "demo-base"},
     "/datasets/{id}/check": {"base_model": "demo-base"},
+    "/webhooks/{id}": {"enabled": False},
 }
 
 
@@ -97,7 +106,11 @@ def keep(side: Side, number: int) -> None:
     side.add(name)
 
 
-DEEDS: list[Callable[[Side, int], None]] = [upload, refused, start, cancel, remove, tune, keep]
+def hook(side: Side, number: int) -> None:
+    side.add(side.client.post("/webhooks", json={"url": f"https://example.org/{number}"}).json()["id"])
+
+
+DEEDS: list[Callable[[Side, int], None]] = [upload, refused, start, cancel, remove, tune, keep, hook]
 STEPS = st.lists(st.tuples(st.booleans(), st.sampled_from(DEEDS), st.integers(0, 3)), min_size=4, max_size=14)
 
 

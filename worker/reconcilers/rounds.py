@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 
 from worker.reconcilers.expired_answers import remove_expired_answers
+from worker.reconcilers.expired_deliveries import remove_expired_deliveries
 from worker.reconcilers.expired_leases import requeue_expired
 from worker.reconcilers.expired_reports import remove_expired_reports
 from worker.reconcilers.leftovers import remove_leftovers
@@ -22,6 +23,7 @@ RECONCILERS: tuple[Callable[[], None], ...] = (
     sweep_read_messages,
     remove_expired_reports,
     remove_expired_answers,
+    remove_expired_deliveries,
     remove_leftovers,
     remove_orphaned_blobs,
     forget_lost_workers,
