@@ -17,6 +17,7 @@ import app.datasets.report_endpoints
 import app.jobs.endpoints
 import app.models.endpoints
 import app.models.grant_endpoints
+import app.monitoring.endpoints
 import app.projects.audit_endpoints
 import app.projects.endpoints
 import app.readiness.endpoints
@@ -69,6 +70,7 @@ def create_app() -> FastAPI:
         app.workers.endpoints,
         app.readiness.endpoints,
         app.webhooks.endpoints,
+        app.monitoring.endpoints,
     ):
         service.include_router(routes.router, responses=errors(400, 401, 403, 413, 415, 422, 429))
     handlers.install(service)

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from app.datasets.service import rows_path
 from app.datasets.tables import Dataset
-from app.jobs import attempts, checkpoints
+from app.jobs import attempts, checkpoints, logs
 from app.jobs.spec import JobSpec, TrainerSpec
 from app.jobs.tables import Job
 from app.kit import storage
@@ -31,6 +31,7 @@ from app.models.own_code import runs_own_code
 from app.models.tables import Model
 from app.settings import REPOSITORY, get_settings
 from worker.fitness import unfit
+from worker.log_tail import log_file, next_lines
 from worker.memory import MemoryWatch
 from worker.publish import DeployFailed, deploy, publish
 from worker.slots import Slots
@@ -110,6 +111,7 @@ class Beat:
         self.began = self.renewed = time.monotonic()
         self.may_run = math.inf if job.max_seconds is None else job.max_seconds - attempts.seconds_used(job)
         self.unwritten: list[dict[str, Any]] = []
+        self.log, self.logged = log_file(job), 0  # so many bytes of it are written
 
     def __call__(self, events: list[dict[str, Any]] | None = None) -> None:
         """Raises what `write` does, and `Stop`."""
@@ -125,18 +127,33 @@ class Beat:
         Raises `LeaseLost`, also when the database was away for as long as the lease.
         """
         self.unwritten += events
+        lines, logged = next_lines(self.log, self.logged)
         try:
             with writing() as session:
                 row = attempts.heartbeat(session, self.job)
                 attempts.record(session, row, self.unwritten)
+                logs.add(session, row, lines)
                 wanted = "cancel" if row.cancel_requested else "pause" if row.pause_requested else None
         except (OperationalError, InterfaceError) as error:  # away; anything else would fail again
             if time.monotonic() - self.renewed > get_settings().lease_seconds:
                 raise LeaseLost("the database was away for longer than the lease") from error
             log.warning("%s: heartbeat failed (%s); trying again", self.job.id, error)
             return None
-        self.renewed, self.unwritten = time.monotonic(), []
+        self.renewed, self.unwritten, self.logged = time.monotonic(), [], logged
         return wanted
+
+    def write_last_lines(self) -> None:
+        """Writes what a trainer that is gone said last; without the database it stays in the file. Raises `LeaseLost`."""
+        try:
+            while True:
+                lines, logged = next_lines(self.log, self.logged, ended=True)
+                if logged == self.logged:
+                    return
+                with writing() as session:
+                    logs.add(session, attempts.hold(session, self.job), lines)
+                self.logged = logged
+        except (OperationalError, InterfaceError) as error:
+            log.warning("%s: the last lines of its log were not written: %s", self.job.id, error)
 
 
 def _attempt(job: Job, slots: Slots, workspace: Path, beat: Beat) -> None:
@@ -182,8 +199,7 @@ def _train(job: Job, gpus: list[str], workspace: Path, beat: Beat) -> dict[str, 
         }
     (workspace / "spec.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")
     command = [sys.executable, "-m", "worker.trainer", str(workspace / "spec.json"), str(workspace / "out")]
-    errors = _log_file(job)
-    with errors.open("wb") as stderr:
+    with beat.log.open("wb") as stderr:
         trainer = spawn(
             command, env=_trainer_environment(), cwd=REPOSITORY, stdout=PIPE, stderr=stderr,
             grace_seconds=get_settings().stop_grace_seconds,
@@ -211,11 +227,12 @@ def _train(job: Job, gpus: list[str], workspace: Path, beat: Beat) -> dict[str, 
         raise
     finally:
         code = stop(trainer, get_settings().stop_grace_seconds)
+        beat.write_last_lines()
     if code == FINISHED:
         return None
     if failed is None and (ran_out := memory.ran_out()):
         return {"code": "killed_for_memory", "message": ran_out, "hint": OUT_OF_MEMORY_HINT}
-    return failed or {"code": "trainer_died", "message": _last_words(code, errors)}
+    return failed or {"code": "trainer_died", "message": _last_words(code, beat.log)}
 
 
 def _keep_checkpoints(job: Job, events: list[dict[str, Any]], beat: Beat) -> None:
@@ -277,12 +294,6 @@ def _trainer_environment() -> dict[str, str]:
         name: value for name, value in os.environ.items() if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES)
     }
     return kept | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", "PYTHONUNBUFFERED": "1"}
-
-
-def _log_file(job: Job) -> Path:
-    folder = get_settings().home.resolve() / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{job.id}-{job.attempt}.log"
 
 
 def _read_events(trainer: Popen[bytes], said: queue.Queue[dict[str, Any]]) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import tarfile
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,7 +26,7 @@ from app.backup.archive import (
 from app.datasets import blobs
 from app.jobs.tables import Checkpoint
 from app.kit import storage
-from app.kit.database import Base, engine, reading, utc_now
+from app.kit.database import Base, reading, snapshot, utc_now
 from app.kit.errors import Conflict, ServiceError
 from app.kit.uploads import HashedFile
 from app.models.tables import Model
@@ -95,7 +93,7 @@ def _write(archive: tarfile.TarFile, scratch: Path) -> Manifest:
 def _snapshot(scratch: Path) -> tuple[Manifest, dict[str, Owner]]:
     """Writes every table to a file of `scratch`, all as of one moment. Returns the manifest, without the folders' files,
     and the folders with the table and the id of the rows that they belong to."""
-    with _snapshot_connection() as connection:
+    with snapshot() as connection:
         revision = MigrationContext.configure(connection).get_current_revision()
         if revision is None:
             raise Conflict(
@@ -134,16 +132,6 @@ def _write_rows(connection: Connection, table: Table, path: Path) -> Rows:
     finally:
         file.close()
     return Rows(rows=count, sha256=file.sha256)
-
-
-@contextmanager
-def _snapshot_connection() -> Iterator[Connection]:
-    """A connection whose every read is of one moment. SQLite's transactions are so by themselves."""
-    bind = engine()
-    if bind.dialect.name == "postgresql":
-        bind = bind.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-    with bind.connect() as connection:
-        yield connection
 
 
 def _add_blob(archive: tarfile.TarFile, sha256: str) -> None:

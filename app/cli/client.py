@@ -80,20 +80,21 @@ class Service:
             return self._read(answer), answer.status_code == 201
 
     @contextmanager
-    def download(self, path: str) -> Iterator[Iterator[bytes]]:
-        """The bytes at `path`, in pieces."""
+    def download(self, path: str, accept: str = "*/*") -> Iterator[Iterator[bytes]]:
+        """The bytes at `path`, in pieces, of the media type `accept`."""
         with self._refusals():
-            with self._http.stream("GET", path) as answer:
+            with self._http.stream("GET", path, headers={"Accept": accept}) as answer:
                 if answer.is_error:
                     answer.read()
                     self._read(answer)
                 yield answer.iter_bytes()
 
-    def pages(self, path: str, key: str, after: int = 0) -> Iterator[dict[str, Any]]:
-        """Every entry of a numbered list after number `after`, oldest first; `key` is the field that numbers them."""
+    def pages(self, path: str, key: str, after: int = 0, rows: int = PAGE_ROWS) -> Iterator[dict[str, Any]]:
+        """Every entry of a numbered list after number `after`, oldest first, asked for `rows` at a time; `key` is the field that
+        numbers them."""
         more = True
         while more:
-            page = self.get(path, limit=PAGE_ROWS, after=after)
+            page = self.get(path, limit=rows, after=after)
             for entry in page["data"]:
                 after = entry[key]
                 yield entry

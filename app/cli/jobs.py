@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -158,12 +159,30 @@ def events(
 ) -> None:
     """Print what happened to a job, oldest first."""
     with connect(context) as service, watching.leaving_it_running(id):
-        found = watching.follow(service, id) if follow else service.pages(f"/jobs/{segment(id)}/events", "id")
+        found = watching.follow(service, id, "events") if follow else service.pages(f"/jobs/{segment(id)}/events", "id")
         if not follow and not json and output.stdout().is_terminal:
             output.print_table(EVENT_COLUMNS, found)
             return
         for event in found:
             watching.print_event(event, json)
+
+
+@commands.command("logs")
+def logs(
+    context: typer.Context,
+    id: str,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+) -> None:
+    """Print what a job's trainers wrote: libraries' warnings, tracebacks."""
+    with connect(context) as service, watching.leaving_it_running(id):
+        if follow:
+            for entry in watching.follow(service, id, "logs"):
+                print(output.clean(entry["text"]), end="", flush=True)
+            return
+        decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        with service.download(f"/jobs/{segment(id)}/logs", accept="text/plain") as pieces:
+            for piece in pieces:
+                print(output.clean(decode(piece)), end="")
 
 
 @commands.command("metrics")

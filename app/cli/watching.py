@@ -112,19 +112,24 @@ def _watch(service: Service, id: str, display: Display) -> dict[str, Any]:
         time.sleep(POLL_SECONDS)
 
 
-def follow(service: Service, id: str) -> Iterator[dict[str, Any]]:
-    """Every event of the job until it has ended, as they happen; a stream that breaks off is taken up where it was."""
-    path, last, patience = f"/jobs/{segment(id)}/events", 0, Patience(output.say)
+def follow(service: Service, id: str, what: str) -> Iterator[dict[str, Any]]:
+    """Every entry of the job's `events` or `logs` until it has ended, as they come; a stream that breaks off is taken up where
+    it was."""
+    job, last, patience = f"/jobs/{segment(id)}", 0, Patience(output.say)
+    path = f"{job}/{what}"
     while True:
         try:
             with service.events("GET", path, last=last) as stream:
                 patience.well()
                 for sent in stream:
-                    event = json.loads(sent.data)
-                    last = event["id"]
-                    yield event
-                    if event["type"] in EXIT_CODES:
-                        return
+                    entry = json.loads(sent.data)
+                    last = entry["id"]
+                    yield entry
+            if service.get(job)["status"] in EXIT_CODES:
+                for entry in service.pages(path, "id", last, rows=100):  # which a stream that was cut off did not bring
+                    last = entry["id"]
+                    yield entry
+                return
             time.sleep(POLL_SECONDS)  # the service ended the stream and not the job: it is being restarted
         except Failure as failure:
             patience.lost(failure)

@@ -23,6 +23,7 @@ from app.models.tables import Model
 from app.projects.tables import Project
 from app.settings import get_settings
 from app.usage import service as usage
+from app.usage import totals
 from app.usage.service import Used
 
 log = logging.getLogger(__name__)
@@ -130,7 +131,10 @@ def record(session: Session, row: Job, events: list[dict[str, Any]]) -> None:
                 measured = ("step", "loss", "learning_rate", "grad_norm", "tokens", "epoch")
                 steps.append({key: fields[key] for key in measured})
                 before, total = (row.progress or {}).get("step", 0), (row.progress or {}).get("total_steps") or 1
-                _attempt(row).tokens += fields["tokens"]
+                attempt = _attempt(row)
+                attempt.tokens += fields["tokens"]
+                attempt.steps += 1
+                attempt.step_seconds += fields.get("seconds", 0.0)
                 _progress(
                     row, **{key: fields[key] for key in ("step", "epoch", "loss", "tokens_per_second", "eta_seconds")}
                 )
@@ -196,12 +200,22 @@ def _progress(row: Job, **fields: Any) -> None:
 
 
 def end(session: Session, row: Job, outcome: str, reason: str | None = None) -> None:
-    """Writes how the held row's attempt ended, and what it used."""
+    """Writes how the held row's attempt ended, and what it used. What comes after it in the
+    transaction takes no lock that others take before they end attempts: all of them add to the same totals."""
     attempt = _attempt(row)
     attempt.ended_at, attempt.outcome, attempt.reason = utc_now(), outcome, reason
     seconds = (attempt.ended_at - attempt.started_at).total_seconds()
     used = Used(trained_tokens=attempt.tokens, gpu_seconds=seconds * attempt.gpus)
     usage.add(session, row.project_id, row.key_id, row.name, used)
+    totals.add(
+        session,
+        {
+            ("attempts", outcome): 1,
+            ("steps", ""): attempt.steps,
+            ("step_seconds", ""): attempt.step_seconds,
+            ("tokens", ""): attempt.tokens,
+        },
+    )
 
 
 def fail(session: Session, row: Job, code: str, message: str, hint: str | None = None) -> None:

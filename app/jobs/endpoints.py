@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
 from typing import Annotated
 
 import anyio.to_thread
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.sse import EventSourceResponse, format_sse_event
+from fastapi.responses import StreamingResponse
 
-from app.jobs import service, verbs
+from app.jobs import logs, service, streaming, verbs
 from app.jobs.schemas import (
     CheckpointOut,
     EventOut,
     JobCreate,
     JobOut,
+    LogOut,
     MetricOut,
     checkpoint_out,
     event_out,
     job_out,
+    log_out,
 )
-from app.jobs.tables import Job, Status
+from app.jobs.tables import Event, Job, Log, Status
 from app.jobs.waiting import standing
 from app.kit.errors import errors
 from app.kit.pagination import Page, PageQuery
@@ -31,11 +31,6 @@ from app.projects.access import ToCreate, ToRead, ToWrite
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 StatusFilter = Annotated[Status | None, Query(description="Only jobs of this status.")]
-
-# How often a stream of events looks for new ones.
-EVENT_POLL_SECONDS = 0.3
-# After this long without an event a comment is sent, so that proxies keep the stream open.
-KEEPALIVE_SECONDS = 15.0
 
 
 def _out(*jobs: Job) -> list[JobOut]:
@@ -119,20 +114,41 @@ async def list_events(
     if "text/event-stream" not in request.headers.get("accept", ""):
         return Page(data=[event_out(event) for event in found], has_more=more)
 
-    async def stream() -> AsyncIterator[bytes]:
-        number, batch, remaining, over, silence = start, found, more, ended, 0.0
-        while True:
-            for event in batch:
-                number = event.number
-                yield format_sse_event(data_str=event_out(event).model_dump_json(), event=event.type, id=str(number))
-            if over and not remaining:
-                return
-            if not remaining:
-                await asyncio.sleep(EVENT_POLL_SECONDS)
-                silence = 0.0 if batch else silence + EVENT_POLL_SECONDS
-                if silence > KEEPALIVE_SECONDS:
-                    yield format_sse_event(data_str=None, comment="still here")
-                    silence = 0.0
-            batch, remaining, over = await anyio.to_thread.run_sync(service.events, project, id, number, 1000)
+    def read(number: int) -> streaming.Batch[Event]:
+        return service.events(project, id, number, 1000)
 
-    return EventSourceResponse(stream())
+    rows = streaming.rows(read, (found, more, ended), start, follow=True)
+    return streaming.server_sent(rows, lambda event: event.type, event_out)
+
+
+@router.get(
+    "/{id}/logs",
+    summary="What a job's trainers wrote: a list, a stream of server-sent events, or plain text",
+    response_model=Page[LogOut],
+    responses={
+        200: {"content": {kind: {"schema": {"type": "string"}} for kind in ("text/event-stream", "text/plain")}},
+        **errors(404, 422),
+    },
+)
+async def list_logs(
+    id: Id,
+    project: ToRead,
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=100, description="How many at most.")] = 20,
+    after: Annotated[int, Query(ge=0, le=2**31 - 1, description="A piece's number: what follows it.")] = 0,
+    attempt: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Only of this attempt.")] = None,
+    last_event_id: Annotated[int | None, Header(ge=0, le=2**31 - 1, description="Resumes a stream.")] = None,
+) -> Response | Page[LogOut]:
+    start = after if last_event_id is None else last_event_id
+
+    def read(number: int, limit: int = 20) -> streaming.Batch[Log]:
+        return logs.read(project, id, number, limit, attempt)
+
+    first = await anyio.to_thread.run_sync(read, start, limit)
+    wanted = request.headers.get("accept", "")
+    if "text/event-stream" in wanted:
+        return streaming.server_sent(streaming.rows(read, first, start, follow=True), lambda _: "log", log_out)
+    if "text/plain" in wanted:
+        whole = streaming.rows(read, first, start, follow=False)
+        return StreamingResponse((row.text async for row in whole if row), media_type="text/plain")
+    return Page(data=[log_out(each) for each in first[0]], has_more=first[1])

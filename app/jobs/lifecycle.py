@@ -12,6 +12,7 @@ from app.jobs.tables import Checkpoint, Event, Job, Status
 from app.kit.database import utc_now
 from app.kit.errors import Conflict
 from app.models.tables import Model
+from app.usage import totals
 
 Transition = Literal["claim", "requeue", "succeed", "fail", "cancel", "pause", "resume", "retry"]
 
@@ -53,6 +54,8 @@ def move(session: Session, job: Job, transition: Transition, message: str, **dat
         _end_model(session, job)
     add_event(session, job, event, message, **data)
     announce(session, job, event)
+    if target == "failed" and job.error:
+        totals.add(session, {("failed_jobs", job.error["code"]): 1})
 
 
 def require_legal(job: Job, transition: Transition) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from app.jobs.spec import Check, Deploy, Hyperparameters, JobSpec, Lora, Resources, Validation
-from app.jobs.tables import Checkpoint, Event, Job, Status
+from app.jobs.tables import Checkpoint, Event, Job, Log, Status
 from app.kit.wire import Failure, Metadata, Name, Reference
 
 
@@ -111,6 +111,16 @@ class EventOut(BaseModel):
     created_at: datetime
 
 
+class LogOut(BaseModel):
+    """Whole lines that a trainer wrote; `id` counts from 1 within the job."""
+
+    id: int
+    object: Literal["log"] = "log"
+    attempt: int
+    text: str
+    created_at: datetime
+
+
 class MetricOut(BaseModel):
     """What one optimiser step measured."""
 
@@ -165,6 +175,11 @@ def event_out(event: Event) -> EventOut:
     return EventOut(
         id=event.number, type=event.type, message=event.message, data=event.data, created_at=event.created_at
     )
+
+
+def log_out(log: Log) -> LogOut:
+    """The wire form of a row."""
+    return LogOut(id=log.number, attempt=log.attempt, text=log.text, created_at=log.created_at)
 
 
 def checkpoint_out(checkpoint: Checkpoint) -> CheckpointOut:

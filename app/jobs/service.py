@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.datasets.tables import Dataset
+from app.jobs import attempts
 from app.jobs.announcing import announce
 from app.jobs.checkpoints import newest_first as newest_checkpoints
 from app.jobs.lifecycle import ENDED, add_event
@@ -288,13 +289,16 @@ def _job_named(session: Session, name: str, project_id: str) -> str | None:
     return f"the job {user} will give it to its model" if user else None
 
 
-def _hold_all(session: Session, project_id: str) -> Callable[[], None]:
-    """Held first of all: who works on a job writes to other rows while it holds the job's."""
-    session.execute(select(Job.id).where(Job.project_id == project_id).order_by(Job.id).with_for_update())
+def _end_all(session: Session, project_id: str) -> Callable[[], None]:
+    """Held first of all: who works on a job writes to other rows while it holds the job's. What runs is counted."""
+    held = select(Job).where(Job.project_id == project_id).order_by(Job.id).with_for_update(of=Job)
+    session.execute(held.with_only_columns(Job.id))
+    for job in session.scalars(held.where(Job.status == "running")):
+        attempts.end(session, job, "cancelled", "The project was deleted.")
     return lambda: None
 
 
-removal.register(_hold_all)
+removal.register(_end_all)
 references.register("model name", _job_named)
 references.register("dataset", _job_using(Job.dataset_id, Job.validation_dataset_id))
 references.register("model", _job_using(Job.base_model_id, Job.model_id))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import BigInteger, ForeignKey, Index, String, Text, UniqueConstraint, text
+from sqlalchemy import BigInteger, Float, ForeignKey, Index, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.kit.database import Base, UtcDateTime, utc_now
@@ -21,6 +21,7 @@ class Job(Leased):
     `cancel_requested` and `pause_requested` are the wanted state, which the supervisor reads with every heartbeat.
     `retried_after`: the attempt after which it was last tried again by hand; lost ones and seconds count from there.
     `gpus`: how many it asks for; null: one where the worker has any. `memory_gb`: of each of them, else of the machine.
+    `queued_at`: when it was last put into the queue.
     """
 
     __tablename__ = "jobs"
@@ -77,7 +78,8 @@ class Job(Leased):
 
 class Attempt(Base):
     """One try at a job by one worker. `outcome`: succeeded, failed, cancelled or lost; null while it runs. `tokens` were
-    trained on, on so many `gpus`. `resume`, of one that went on from a checkpoint: exact or approximate, and why."""
+    trained on in `steps` that took `step_seconds` together, on so many `gpus`. `resume`, of one that went on from a
+    checkpoint: exact or approximate, and why."""
 
     __tablename__ = "attempts"
 
@@ -86,6 +88,8 @@ class Attempt(Base):
     worker: Mapped[str] = mapped_column(String(200))
     start_step: Mapped[int] = mapped_column(default=0)
     tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+    steps: Mapped[int] = mapped_column(default=0, server_default="0")
+    step_seconds: Mapped[float] = mapped_column(Float, default=0.0, server_default="0")
     gpus: Mapped[int] = mapped_column(default=0)
     resume: Mapped[str | None] = mapped_column(String(20))
     resume_reason: Mapped[str | None] = mapped_column(Text)
@@ -120,6 +124,18 @@ class Event(Base):
     type: Mapped[str] = mapped_column(String(40))
     message: Mapped[str] = mapped_column(Text)
     data: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+
+
+class Log(Base):
+    """Whole lines that the trainer of an attempt wrote to its standard error, numbered under the job's row as events are."""
+
+    __tablename__ = "logs"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    attempt: Mapped[int]
+    text: Mapped[str] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
 
 

@@ -8,13 +8,16 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, DateTime, Dialect, Engine, MetaData, create_engine, event, func, select, text
+from sqlalchemy import JSON, Connection, DateTime, Dialect, Engine, MetaData, create_engine, event, func, select, text
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.types import TypeDecorator
 
 from app.settings import get_settings
 
 DEFAULT_PROJECT = "proj_default"
+
+INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
 class Base(DeclarativeBase):
@@ -96,6 +99,21 @@ def writing() -> Iterator[Session]:
 def after_commit(session: Session, name: str, act: Callable[[], None]) -> None:
     """Has a session of `writing` do something once its transaction has committed; of two of the same name, one."""
     session.info.setdefault("after_commit", {})[name] = act
+
+
+@contextmanager
+def snapshot() -> Iterator[Connection]:
+    """A connection whose every read is of one moment. SQLite's transactions are so by themselves."""
+    bind = engine()
+    if bind.dialect.name == "postgresql":
+        bind = bind.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    with bind.connect() as connection:
+        yield connection
+
+
+def upsert(session: Session, table: type[Base]) -> Any:
+    """An insert into the table, of the dialect that is spoken, which has `on_conflict_do_update`."""
+    return INSERTS[session.get_bind().dialect.name](table)
 
 
 def database_now(session: Session) -> datetime:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from datetime import date
-from typing import Any
 
 from sqlalchemy import func, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app.files.tables import File
-from app.kit.database import reading, utc_now
+from app.kit.database import reading, upsert, utc_now
 from app.kit.errors import Conflict
 from app.kit.ids import new_id
 from app.kit.pagination import Paging, newest_first
 from app.models.tables import Model
 from app.projects.limits import lock_project, project_limits
 from app.usage.tables import Usage
-
-INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class Used:
 def add(session: Session, project_id: str, key_id: str | None, model: str, used: Used) -> None:
     """Adds to today's sums, in the caller's transaction."""
     amounts = asdict(used)
-    insert = INSERTS[session.get_bind().dialect.name](Usage)
+    insert = upsert(session, Usage)
     whose = {"project_id": project_id, "key_id": key_id or "", "model": model, "day": utc_now().date()}
     sums = {name: getattr(Usage, name) + insert.excluded[name] for name in amounts}
     session.execute(

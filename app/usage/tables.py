@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import date
 
-from sqlalchemy import BigInteger, ForeignKey, String, UniqueConstraint
+from sqlalchemy import BigInteger, Float, ForeignKey, String, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.kit.database import Base
@@ -27,3 +27,13 @@ class Usage(Base):
     output_tokens: Mapped[int] = mapped_column(BigInteger)
     trained_tokens: Mapped[int] = mapped_column(BigInteger)
     gpu_seconds: Mapped[float]
+
+
+class Total(Base):
+    """How much of something there ever was: `value` never falls. `label` tells apart what is counted under one name."""
+
+    __tablename__ = "totals"
+
+    name: Mapped[str] = mapped_column(String(40), primary_key=True)
+    label: Mapped[str] = mapped_column(String(40), primary_key=True)
+    value: Mapped[float] = mapped_column(Float)

@@ -24,10 +24,10 @@ from sqlalchemy import select
 from app.backup.archive import MACHINE_TABLES
 from app.backup.restoring import restore_backup
 from app.backup.writing import write_backup
-from app.jobs import attempts
+from app.jobs import attempts, logs
 from app.jobs.tables import Job
 from app.kit import storage
-from app.kit.database import DEFAULT_PROJECT, Base, engine, reading
+from app.kit.database import DEFAULT_PROJECT, Base, engine, reading, writing
 from app.kit.errors import Conflict, InvalidValue, ServiceError
 from app.main import create_app
 from app.models.tables import Model
@@ -102,6 +102,12 @@ def fill(client: httpx.Client, tmp_path: Path) -> dict[str, Any]:
     storage.put_folder(tmp_path / "out", key)
     fine_tune("default", "tuned", location=f"{key}/adapter")
     job: dict[str, Any] = client.post("/jobs", json={"base_model": "demo-base", "dataset": dataset["id"]}).json()
+    claimed = attempts.claim("before")
+    assert claimed is not None
+    with writing() as session:
+        row = attempts.hold(session, claimed)
+        logs.add(session, row, "a line\n")
+        attempts.hand_over(session, row)
     return job
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from app.jobs import attempts
+from app.jobs import attempts, logs
 from app.kit.database import writing
 from tests.cli.conftest import Run
 from tests.cli.work import claim, succeed, train
@@ -86,6 +86,17 @@ def test_events_and_metrics_are_printed_whole(run: Run, job: str) -> None:
     assert len(run("jobs", "events", job).stdout.splitlines()) == len(told)
     assert [line.split("\t")[0] for line in run("jobs", "metrics", job).stdout.splitlines()] == ["1", "2"]
     assert [row["loss"] for row in json.loads(run("jobs", "metrics", job, "--json").stdout)["data"]] == [2.0, 1.0]
+
+
+def test_a_log_is_printed_whole_and_followed_to_the_end(run: Run, job: str) -> None:
+    running = claim(job)
+    for text in ("one\n", "\x1b[2Jtwo ü\n"):
+        with writing() as session:
+            logs.add(session, attempts.hold(session, running), text)
+    assert run("jobs", "logs", job).stdout == "one\n�[2Jtwo ü\n"
+    succeed(running)
+    assert run("jobs", "logs", job, "--follow").stdout == "one\n�[2Jtwo ü\n"
+    assert "does not exist" in run("jobs", "logs", "job_none").stderr
 
 
 def test_a_queued_job_is_cancelled(run: Run, job: str) -> None:

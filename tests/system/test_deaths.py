@@ -77,6 +77,8 @@ def test_a_killed_worker_s_job_goes_on_and_its_trainer_dies_with_it(
     id = running.create(dataset, **LONG)
     saved(running, id, 4)
     assert len(running.client.get(f"/jobs/{id}/checkpoints").json()["data"]) <= 2
+    log = running.client.get(f"/jobs/{id}/logs", headers={"Accept": "text/plain"}).text
+    assert "100%" in log  # of the bar that transformers draws while it loads weights; the job runs on
     trainers = running.processes("worker.trainer")
     running.kill("--queues training")
     eventually(lambda: not any(trainer.is_running() for trainer in trainers), 15, "the trainer's death")

@@ -202,7 +202,8 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         step = self.state.global_step
         if not math.isfinite(logs["grad_norm"]):
             raise _not_finite("gradient's norm", logs["grad_norm"], step)
-        self.recent.append((perf_counter() - self.step_began, self.step_tokens))
+        took = perf_counter() - self.step_began
+        self.recent.append((took, self.step_tokens))
         seconds, tokens = (sum(values) for values in zip(*self.recent, strict=True))
         self.emit(
             "step",
@@ -211,6 +212,7 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
             learning_rate=logs["learning_rate"],
             grad_norm=logs["grad_norm"],
             tokens=self.step_tokens,
+            seconds=round(took, 6),
             epoch=round(self.state.epoch, 6),
             tokens_per_second=round(tokens / seconds, 1),
             eta_seconds=round((self.state.max_steps - step) * seconds / len(self.recent), 1),

@@ -1,0 +1,17 @@
+"""Routes of monitoring."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from app.monitoring import service
+from app.projects.access import ToAdminister
+
+router = APIRouter(tags=["service"])
+
+
+@router.get("/metrics", summary="How the service is, for Prometheus", response_class=PlainTextResponse)
+def get_metrics(project: ToAdminister) -> Response:
+    return Response(service.exposition(), media_type=CONTENT_TYPE_LATEST)
