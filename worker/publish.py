@@ -15,6 +15,8 @@ from app.kit import storage
 from app.kit.database import reading, writing
 from app.kit.ids import new_id
 from app.models import serving
+from app.models.bases import foundation
+from app.models.own_code import code_source
 from app.models.service import find
 from app.models.tables import Model
 from app.settings import get_settings
@@ -46,6 +48,9 @@ def publish(job: Job, output: Path) -> Model:
         if find(session, job.project_id, job.name):  # registered meanwhile: hours of training are not lost to a name
             row.name = job.name = f"{job.name[:55]}-{job.id[-8:]}"
             add_event(session, row, "warning", f"The name was taken meanwhile; the model is '{job.name}'.")
+        told = {"stop_token_ids": manifest["stop_token_ids"], "stored_bytes": stored}
+        if base.facts.get("own_code"):
+            told["code_source"] = code_source(base)
         model = Model(
             id=new_id("model"),
             project_id=job.project_id,
@@ -54,10 +59,10 @@ def publish(job: Job, output: Path) -> Model:
             status="deploying",
             source=f"job:{job.id}",
             location=f"{key}/{kind}",
-            base_model_id=base.id,
+            base_model_id=foundation(base).id,
             job_id=job.id,
             chat_template=base.chat_template,
-            facts=base.facts | {"stop_token_ids": manifest["stop_token_ids"], "stored_bytes": stored},
+            facts=base.facts | told,
         )
         session.add(model)
         row.model_id = model.id

@@ -3,6 +3,7 @@ the lease runs out, and the job runs again."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -27,6 +28,7 @@ from app.kit import storage
 from app.kit.database import reading, writing
 from app.kit.leases import LeaseLost
 from app.kit.processes import spawn, stop
+from app.models.bases import foundation, weights_folder
 from app.models.own_code import runs_own_code
 from app.models.tables import Model
 from app.settings import REPOSITORY, get_settings
@@ -258,10 +260,18 @@ def _trainer_spec(job: Job, gpus: list[str]) -> TrainerSpec:
     with reading() as session:
         base, dataset = session.get_one(Model, job.base_model_id), session.get_one(Dataset, job.dataset_id)
         validation = session.get_one(Dataset, job.validation_dataset_id) if job.validation_dataset_id else None
-    assert base.location is not None
-    folder = Path(base.location)
-    if not folder.is_dir():
-        raise FileNotFoundError(None, "gone", base.location)
+    adapter = storage.fetch_folder(str(base.location)) if base.kind == "adapter" else None
+    folder, under = weights_folder(base), foundation(base)
+    provenance = {
+        "job": job.id,
+        "base_model": under.name,
+        "base_model_id": under.id,
+        "base_source": under.source,
+        "base_revision": under.facts.get("revision"),
+        "dataset": {"id": dataset.id, "name": dataset.name, "sha256": dataset.file.sha256},
+    }
+    if base.kind != "base":
+        provenance["fine_tune"] = {"id": base.id, "name": base.name, "sha256": _weights_hash(adapter or folder)}
     return TrainerSpec(
         job=job.id,
         attempt=job.attempt,
@@ -269,19 +279,24 @@ def _trainer_spec(job: Job, gpus: list[str]) -> TrainerSpec:
         base_model=str(folder),
         chat_template=base.chat_template,
         own_code=runs_own_code(base),
+        adapter=str(adapter) if adapter else None,
         resume_from=checkpoints.fetch_newest(job),
         rows=str(rows_path(dataset)),
         validation_rows=str(rows_path(validation)) if validation else None,
         threads=get_settings().trainer_threads,
         gpus=gpus,
-        provenance={
-            "job": job.id,
-            "base_model": base.name,
-            "base_source": base.source,
-            "base_revision": base.facts.get("revision"),
-            "dataset": {"id": dataset.id, "name": dataset.name, "sha256": dataset.file.sha256},
-        },
+        provenance=provenance,
     )
+
+
+def _weights_hash(folder: Path) -> str:
+    """The SHA-256 of a fine-tune's weights: of all its safetensors files, by name."""
+    hashed = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as stream:
+            while part := stream.read(2**20):
+                hashed.update(part)
+    return hashed.hexdigest()
 
 
 # What a trainer may know of the environment: nothing of the service's settings, so no credential.

@@ -34,6 +34,14 @@ EVENT_COLUMNS = (
     Column("message", "message"),
 )
 
+CHECKPOINT_COLUMNS = (
+    Column("id", "id"),
+    Column("attempt", "attempt"),
+    Column("step", "step"),
+    Column("bytes", "bytes"),
+    Column("created", "created_at", moment_shown),
+)
+
 commands = typer.Typer(no_args_is_help=True, help="Start, list, watch, pause and cancel fine-tuning jobs.")
 
 
@@ -48,7 +56,7 @@ def _rate(text: str) -> float | str:
 @commands.command("create", no_args_is_help=True)
 def create(
     context: typer.Context,
-    base: Annotated[str | None, typer.Argument(help="Name of a base model.")] = None,
+    base: Annotated[str | None, typer.Argument(help="Name of a base model or fine-tune.")] = None,
     dataset: Annotated[str | None, typer.Argument(help="Id of a dataset.")] = None,
     name: Annotated[str | None, typer.Option(help="What the fine-tune is called.")] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of the adapter.")] = None,
@@ -194,6 +202,13 @@ def metrics(context: typer.Context, id: str, json: Json = False) -> None:
         output.print_json({"object": "list", "data": rows, "has_more": False})
     else:
         output.print_table(METRIC_COLUMNS, rows)
+
+
+@commands.command("checkpoints")
+def checkpoints(context: typer.Context, id: str, json: Json = False) -> None:
+    """List a job's checkpoints, newest first. `burnish models add NAME checkpoint://ID` makes one a model."""
+    with connect(context) as service:
+        print_page(service.get(f"/jobs/{segment(id)}/checkpoints"), CHECKPOINT_COLUMNS, json)
 
 
 def _verb(name: str, help: str) -> None:

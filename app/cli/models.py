@@ -33,7 +33,10 @@ def add(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="What jobs and chat will call it.")],
     source: Annotated[
-        str, typer.Argument(help="A directory, modelscope://owner/name[@revision] or hf://owner/name[@revision].")
+        str,
+        typer.Argument(
+            help="A directory, modelscope://owner/name[@revision], hf://owner/name[@revision] or checkpoint://id."
+        ),
     ],
     chat_template: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="A Jinja file, for a model that has no template.")
@@ -41,7 +44,7 @@ def add(
     wait: Annotated[bool, typer.Option(help="Wait while the model is downloaded.")] = True,
     json: Json = False,
 ) -> None:
-    """Register a base model."""
+    """Register a base model, or make a job's checkpoint a fine-tune."""
     body: dict[str, Any] = {"name": name, "source": _absolute(source)}
     if chat_template:
         body["chat_template"] = _text(chat_template)

@@ -9,7 +9,7 @@ from app.datasets.check_schemas import CheckOut, PreviewOut
 from app.datasets.tables import Dataset
 from app.kit.database import reading
 from app.kit.errors import InvalidValue, NotFound
-from app.models.bases import ready_base
+from app.models.bases import ready_base, weights_folder
 from app.models.own_code import runs_own_code
 from app.models.tables import Model
 
@@ -94,7 +94,16 @@ def _length(base: Model, asked: int | None) -> int:
 
 def _render(base: Model, dataset: Dataset, do: str, **arguments: Any) -> Any:
     """The result of a request to the renderer. Raises `InvalidValue` for what it refuses."""
-    model = {"base_model": base.location, "chat_template": base.chat_template, "own_code": runs_own_code(base)}
+    try:
+        folder = str(weights_folder(base))
+    except FileNotFoundError as error:
+        raise InvalidValue(
+            f"The files of '{base.name}' are not there any more: {error.filename or error}.",
+            param="base_model",
+            code="model_unreadable",
+            hint="Register or train it again.",
+        ) from None
+    model = {"base_model": folder, "chat_template": base.chat_template, "own_code": runs_own_code(base)}
     rows = str(service.rows_path(dataset))
     answer = rendering.ask({"do": do, **model, "rows": rows, "kind": dataset.kind, **arguments})
     if "error" not in answer:

@@ -74,7 +74,7 @@ def seconds_used(job: Job) -> float:
 
 def published(session: Session, job: Job) -> Model | None:
     """The model that an earlier attempt at the job stored, if one did."""
-    return session.scalars(select(Model).where(Model.job_id == job.id)).first()
+    return session.get(Model, job.model_id) if job.model_id else None
 
 
 @contextmanager
@@ -186,7 +186,7 @@ def _start(session: Session, row: Job, fields: dict[str, Any]) -> None:
     differences = fields["differences"]
     attempt.resume = "approximate" if differences else "exact"
     attempt.resume_reason = "; ".join(differences) or None
-    how = f"approximately, because of {attempt.resume_reason}" if differences else "exactly"
+    how = f"approximately ({attempt.resume_reason})" if differences else "exactly"
     add_event(session, row, "resumed", f"Goes on {how} from step {step}.", step=step, resume=attempt.resume)
 
 

@@ -1,18 +1,31 @@
-"""Checkpoints of jobs, in the database and in storage: kept while a run may go on from them."""
+"""Checkpoints of jobs, in the database and in storage: kept while a run may go on from them, and while they are models.
+
+Rows come and go under the job's row, models are made of them under it too: neither sees half of the other. The bytes
+go when neither a row nor a model has them.
+"""
 
 from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.jobs.lifecycle import add_event
+from app.jobs.spec import JobSpec
 from app.jobs.tables import Checkpoint, Job
 from app.kit import storage
-from app.kit.database import reading
+from app.kit.database import reading, writing
+from app.kit.errors import InvalidValue, NotFound
 from app.kit.ids import new_id
+from app.models.bases import read_manifest
+from app.models.sources import SOURCES, Source
+from app.models.tables import Model
+from app.settings import get_settings
+from app.usage import service as usage
 
-# The newest, and the one before it should that turn out not to be readable.
-KEPT = 2
+SCHEME = "checkpoint"
 
 
 def storage_key(job: Job, step: int) -> str:
@@ -28,10 +41,17 @@ def add(session: Session, row: Job, step: int, size: int) -> list[str]:
     session.add(checkpoint)
     add_event(session, row, "checkpoint", f"Checkpoint of step {step}.", step=step, checkpoint=checkpoint.id)
     session.flush()
-    older = newest_first(session, row.id)[KEPT:]
-    for each in older:
+    return _forget_surplus(session, row)
+
+
+def _forget_surplus(session: Session, row: Job) -> list[str]:
+    """Removes the rows of checkpoints beyond those that the held job keeps, unless they are models; returns their keys."""
+    used = models_of(session, row.id)
+    kept = JobSpec.model_validate(row.spec).hyperparameters.keep_checkpoints
+    surplus = [each for each in newest_first(session, row.id)[kept:] if each.key not in used]
+    for each in surplus:
         session.delete(each)
-    return [each.key for each in older]
+    return [each.key for each in surplus]
 
 
 def drop(keys: list[str]) -> None:
@@ -44,6 +64,19 @@ def newest_first(session: Session, job_id: str) -> list[Checkpoint]:
     """The checkpoints of a job, the one to go on from first."""
     query = select(Checkpoint).where(Checkpoint.job_id == job_id)
     return list(session.scalars(query.order_by(Checkpoint.step.desc(), Checkpoint.attempt.desc())))
+
+
+def models_of(session: Session, job_id: str) -> dict[str, list[Model]]:
+    """The models that are made of a job's checkpoints, by these' keys, oldest first."""
+    made = select(Model).where(Model.job_id == job_id, Model.source.startswith(f"{SCHEME}://")).order_by(Model.id)
+    found = defaultdict[str, list[Model]](list)
+    for model in session.scalars(made):
+        found[_key(model)].append(model)
+    return found
+
+
+def _key(model: Model) -> str:
+    return str(Path(str(model.location)).parent)
 
 
 def forget_newest(session: Session, row: Job) -> None:
@@ -62,3 +95,76 @@ def fetch_newest(job: Job) -> str | None:
         except FileNotFoundError:
             continue
     return None
+
+
+def _adopt(session: Session, model: Model) -> None:
+    """Makes `model` the fine-tune that a checkpoint of its project is; nothing is copied. Raises `NotFound`,
+    `InvalidValue`, and `Conflict` where the project's storage is full."""
+    id = model.source.removeprefix(f"{SCHEME}://")
+    query = select(Checkpoint).join(Job).where(Checkpoint.id == id, Job.project_id == model.project_id)
+    checkpoint = session.scalars(query).first()
+    if checkpoint is None:
+        raise _not_found(id)
+    if model.chat_template is not None:
+        raise InvalidValue(
+            "A checkpoint is served with the chat template that it was trained with.",
+            param="chat_template",
+            hint="Leave chat_template out.",
+        )
+    try:  # before anything is held
+        manifest = read_manifest(checkpoint.key)
+        template = storage.fetch_folder(f"{checkpoint.key}/adapter/chat_template.jinja").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InvalidValue(
+            f"The checkpoint {id} has no files that can be served.",
+            param="source",
+            hint="Choose another one: GET /jobs/{id}/checkpoints.",
+        ) from None
+    rank, cap = manifest["spec"]["method"]["rank"], get_settings().max_lora_rank
+    if rank > cap:
+        raise InvalidValue(
+            f"The checkpoint {id} has rank {rank}, above {cap}, the largest that the engines serve.",
+            param="source",
+            hint="Set BURNISH_MAX_LORA_RANK.",
+        )
+    usage.require_room(session, model.project_id, checkpoint.bytes)
+    # Whoever drops checkpoints holds their job.
+    session.execute(select(Job.id).where(Job.id == checkpoint.job_id).with_for_update())
+    checkpoint = session.get(Checkpoint, id, populate_existing=True)
+    if checkpoint is None:
+        raise _not_found(id)
+    base = session.get(Model, manifest["provenance"]["base_model_id"], with_for_update={"of": Model})
+    if base is None:
+        raise InvalidValue(
+            f"The base model '{manifest['provenance']['base_model']}' of the checkpoint {id} was deleted.",
+            param="source",
+            code="model_not_found",
+            hint="An adapter is served beside the base model that it was trained on.",
+        )
+    model.kind, model.status, model.job_id = "adapter", "ready", checkpoint.job_id
+    model.base_model, model.chat_template, model.location = base, template, f"{checkpoint.key}/adapter"
+    told = {"stop_token_ids": manifest["stop_token_ids"], "stored_bytes": checkpoint.bytes}
+    model.facts = base.facts | told
+
+
+def _not_found(id: str) -> NotFound:
+    return NotFound(
+        f"The checkpoint '{id}' does not exist.",
+        param="source",
+        code="checkpoint_not_found",
+        hint="GET /jobs/{id}/checkpoints lists those that do.",
+    )
+
+
+def _release(model: Model) -> None:
+    """Gives the checkpoint of a deleted model back to its job, which may keep it no longer, or whose end it outlived."""
+    key = _key(model)
+    with writing() as session:
+        job = session.get(Job, model.job_id, with_for_update={"of": Job})
+        surplus = _forget_surplus(session, job) if job is not None else []
+        if job is None and not models_of(session, str(model.job_id)).get(key):
+            surplus = [key]
+    drop(surplus)
+
+
+SOURCES[SCHEME] = Source(_adopt, _release)

@@ -81,7 +81,8 @@ def delete_job(id: Id, project: ToWrite) -> None:
 
 @router.get("/{id}/checkpoints", summary="What a run can go on from", responses=errors(404))
 def list_checkpoints(id: Id, project: ToRead) -> Page[CheckpointOut]:
-    return Page(data=[checkpoint_out(each) for each in service.list_checkpoints(project, id)], has_more=False)
+    found = service.list_checkpoints(project, id)
+    return Page(data=[checkpoint_out(each, models) for each, models in found], has_more=False)
 
 
 @router.get("/{id}/metrics", summary="What each optimiser step measured", responses=errors(404, 422))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from sqlalchemy import delete, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.jobs.announcing import announce
-from app.jobs.tables import Checkpoint, Event, Job, Status
+from app.jobs.tables import Event, Job, Status
 from app.kit.database import utc_now
 from app.kit.errors import Conflict
 from app.models.tables import Model
@@ -47,9 +47,6 @@ def move(session: Session, job: Job, transition: Transition, message: str, **dat
         job.ended_at = utc_now()
     else:
         job.ended_at = None
-    if target in ("succeeded", "cancelled"):
-        # Nothing goes on from them; what storage holds of them is removed at the next round of housekeeping.
-        session.execute(delete(Checkpoint).where(Checkpoint.job_id == job.id))
     if target in ("failed", "cancelled"):
         _end_model(session, job)
     add_event(session, job, event, message, **data)

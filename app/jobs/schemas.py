@@ -10,13 +10,14 @@ from pydantic import BaseModel, Field
 from app.jobs.spec import Check, Deploy, Hyperparameters, JobSpec, Lora, Resources, Validation
 from app.jobs.tables import Checkpoint, Event, Job, Log, Status
 from app.kit.wire import Failure, Metadata, Name, Reference
+from app.models.tables import Model
 
 
 class JobCreate(JobSpec):
     """`base_model` and `dataset` are enough; the rest has defaults."""
 
     base_model: str = Field(
-        min_length=1, max_length=64, description="Name or id of a base model.", examples=["demo-base"]
+        min_length=1, max_length=64, description="Name or id of a base model or fine-tune.", examples=["demo-base"]
     )
     dataset: str = Field(
         min_length=1, max_length=64, description="Id of a dataset.", examples=["ds_01k0000000000000000000000"]
@@ -134,13 +135,14 @@ class MetricOut(BaseModel):
 
 
 class CheckpointOut(BaseModel):
-    """What a run can go on from."""
+    """What a run can go on from, be served and be trained on."""
 
     id: str
     object: Literal["checkpoint"] = "checkpoint"
     attempt: int = Field(description="The attempt that made it.")
     step: int = Field(description="The optimiser step that it follows.")
     bytes: int
+    models: list[Reference] = Field(description="Those that are made of it; while there is one, it is kept.")
     created_at: datetime
 
 
@@ -182,6 +184,13 @@ def log_out(log: Log) -> LogOut:
     return LogOut(id=log.number, attempt=log.attempt, text=log.text, created_at=log.created_at)
 
 
-def checkpoint_out(checkpoint: Checkpoint) -> CheckpointOut:
-    """The wire form of a row."""
-    return CheckpointOut.model_validate(checkpoint, from_attributes=True)
+def checkpoint_out(checkpoint: Checkpoint, models: list[Model]) -> CheckpointOut:
+    """The wire form of a row and of the models that are made of it."""
+    return CheckpointOut(
+        id=checkpoint.id,
+        attempt=checkpoint.attempt,
+        step=checkpoint.step,
+        bytes=checkpoint.bytes,
+        models=[Reference(id=model.id, name=model.name) for model in models],
+        created_at=checkpoint.created_at,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func, or_, select
@@ -10,12 +11,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.datasets.tables import Dataset
-from app.jobs import attempts
+from app.jobs import attempts, checkpoints
 from app.jobs.announcing import announce
-from app.jobs.checkpoints import newest_first as newest_checkpoints
 from app.jobs.lifecycle import ENDED, add_event
 from app.jobs.schemas import JobCreate, job_out
-from app.jobs.spec import JobSpec, auto_epochs, auto_learning_rate
+from app.jobs.spec import JobSpec, Lora, auto_epochs, auto_learning_rate
 from app.jobs.tables import Checkpoint, Event, Job, Metric
 from app.jobs.waiting import places
 from app.kit import references
@@ -25,7 +25,7 @@ from app.kit.ids import new_id
 from app.kit.pagination import Paging, newest_first
 from app.kit.queue import wake
 from app.models import service as models
-from app.models.bases import ready_base
+from app.models.bases import read_manifest, ready_base
 from app.models.tables import Model
 from app.projects import removal
 from app.projects.acting import actor
@@ -41,12 +41,14 @@ def create(project_id: str, request: JobCreate) -> Job:
     spec = request.spec()
     with creating() as session:
         require_room(session, project_id)
-        base = _base_model(session, project_id, request.base_model)
+        base = ready_base(session, project_id, request.base_model, lock=True)
         dataset = _dataset(session, project_id, request.dataset, "dataset")
         validation = spec.validation.dataset if spec.validation else None
         if validation:
             _dataset(session, project_id, validation, "validation.dataset")
         _one_gpu(request)
+        if base.kind == "adapter":
+            _go_on(spec, base)
         for rule in RULES:
             rule(spec, base, dataset)
         _resolve(request, spec, base, dataset)
@@ -103,10 +105,27 @@ def _one_gpu(request: JobCreate) -> None:
         )
 
 
-def _base_model(session: Session, project_id: str, name: str) -> Model:
-    """The base model's locked row: it cannot be deleted before the job that uses it is there."""
-    found = ready_base(session, project_id, name)
-    return session.get_one(Model, found.id, with_for_update={"of": Model}, populate_existing=True)
+def _go_on(spec: JobSpec, adapter: Model) -> None:
+    """Makes the method that of the adapter which is trained further. Raises `InvalidValue` where another one is asked for."""
+    try:
+        own = Lora.model_validate(read_manifest(str(Path(str(adapter.location)).parent))["spec"]["method"])
+    except FileNotFoundError:
+        raise InvalidValue(
+            f"The files of the fine-tune '{adapter.name}' are not there any more.",
+            param="base_model",
+            code="model_unreadable",
+            hint="Train from its base model.",
+        ) from None
+    for name in spec.method.model_fields_set - {"dropout"}:
+        asked, has = getattr(spec.method, name), getattr(own, name)
+        if asked != has:
+            raise InvalidValue(
+                f"The adapter '{adapter.name}' has {name} {has}; it cannot be trained further with {asked}.",
+                param=f"method.{name}",
+                hint=f"Leave method.{name} out, or merge the fine-tune (deploy.mode 'merged') and train on that.",
+            )
+    dropout = spec.method.dropout if "dropout" in spec.method.model_fields_set else own.dropout
+    spec.method = own.model_copy(update={"dropout": dropout})
 
 
 def _dataset(session: Session, project_id: str, id: str, param: str) -> Dataset:
@@ -257,10 +276,12 @@ def events(project_id: str, id: str, after: int, limit: int) -> tuple[list[Event
         return found[:limit], len(found) > limit, job.status in ENDED
 
 
-def list_checkpoints(project_id: str, id: str) -> list[Checkpoint]:
-    """The job's checkpoints, the newest first. Raises `NotFound`."""
+def list_checkpoints(project_id: str, id: str) -> list[tuple[Checkpoint, list[Model]]]:
+    """The job's checkpoints, the newest first, each with the models that are made of it. Raises `NotFound`."""
     with reading() as session:
-        return newest_checkpoints(session, find(session, project_id, id).id)
+        found = checkpoints.newest_first(session, find(session, project_id, id).id)
+        used = checkpoints.models_of(session, id)
+        return [(each, used.get(each.key, [])) for each in found]
 
 
 def metrics(project_id: str, id: str, after: int, limit: int) -> tuple[list[dict[str, Any]], bool]:
@@ -295,6 +316,16 @@ def _end_all(session: Session, project_id: str) -> Callable[[], None]:
     session.execute(held.with_only_columns(Job.id))
     for job in session.scalars(held.where(Job.status == "running")):
         attempts.end(session, job, "cancelled", "The project was deleted.")
+    tuned = select(Model.id).where(Model.project_id == project_id, Model.kind != "base").order_by(Model.id)
+    models_held = list(session.scalars(tuned.with_for_update(of=Model)))
+    uses = Job.base_model_id.in_(models_held)
+    others = select(Job.id).where(Job.project_id != project_id, Job.status.not_in(ENDED), uses)
+    if session.scalar(others.limit(1)):
+        raise Conflict(
+            "A job of another project trains on a fine-tune of this one and has not ended.",
+            code="in_use",
+            hint="Wait until it has ended, or cancel it.",
+        )
     return lambda: None
 
 

@@ -24,6 +24,7 @@ class Lora(Strict):
     def _default_alpha(self) -> Lora:
         if "alpha" not in self.model_fields_set:
             self.alpha = 2.0 * self.rank
+            self.model_fields_set.discard("alpha")  # what was asked for is told from what follows of it
         return self
 
 
@@ -45,6 +46,8 @@ class Hyperparameters(Strict):
     checkpoint_every: Annotated[int, Field(ge=1, le=10_000_000)] | Literal["auto"] = Field(
         "auto", description="Steps between checkpoints, beside those of every epoch. auto: about two minutes."
     )
+    keep_checkpoints: int = Field(2, ge=1, le=1000, description="So many of the newest are kept.")
+    deterministic: bool = Field(False, description="On a GPU: only operations that give the same bits each time.")
     seed: int = Field(42, ge=0, le=2**32 - 1, description="Of the order of rows, first weights and dropout.")
 
 
@@ -104,8 +107,9 @@ class TrainerSpec(Strict):
     """The file that `python -m worker.trainer` reads: a resolved `JobSpec` and where things lie on this machine.
 
     `rows` and `validation_rows` are Parquet files of canonical rows; `threads` is 0 for all cores;
-    `resume_from` is the folder of a checkpoint; `own_code` says that the base model's code is to run; `gpus` are the ids of
-    the only GPUs that it may use, as CUDA knows them, and null where it is nobody's to say.
+    `adapter` is the folder of an adapter on the base model that goes on being trained, `resume_from` that of a checkpoint;
+    `own_code` says that the base model's code is to run; `gpus` are the ids of the only GPUs that it may use, as CUDA knows
+    them, and null where it is nobody's to say.
     """
 
     job: str
@@ -114,6 +118,7 @@ class TrainerSpec(Strict):
     base_model: str
     chat_template: str | None
     own_code: bool = False
+    adapter: str | None = None
     resume_from: str | None = None
     rows: str
     validation_rows: str | None = None

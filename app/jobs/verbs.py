@@ -96,12 +96,12 @@ def _require_parts(session: Session, job: Job) -> None:
                 f"The {what} {id} of the job was deleted.", code="in_use", hint="Start a new job with what there is."
             )
     named = models.find(session, job.project_id, job.name)
-    if named is not None and named.job_id != job.id:
+    if named is not None and named.id != job.model_id:
         raise service.name_taken(job)
 
 
 def delete(project_id: str, id: str) -> None:
-    """Removes a job that has ended, with its events and metrics; its model stays. Raises `NotFound`, and `Conflict`."""
+    """Removes a job that has ended, with its events and metrics; its models stay. Raises `NotFound`, and `Conflict`."""
     with writing() as session:
         job = service.find(session, project_id, id, lock=True)
         if job.status not in ENDED:

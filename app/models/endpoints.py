@@ -20,7 +20,10 @@ router = APIRouter(prefix="/models", tags=["models"])
 
 
 @router.post(
-    "", status_code=201, summary="Register a base model", responses={202: {"model": ModelOut}, **errors(409, 422)}
+    "",
+    status_code=201,
+    summary="Register a base model, or make a checkpoint a fine-tune",
+    responses={202: {"model": ModelOut}, **errors(404, 409, 422)},
 )
 def create_model(request: ModelCreate, project: ToCreate, response: Response) -> ModelOut:
     model = service.register(project, request)

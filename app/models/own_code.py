@@ -32,7 +32,12 @@ def is_allowed(source: str) -> bool:
 
 def runs_own_code(model: Model) -> bool:
     """Whether whoever loads this model, or the one that it was made of, is to run its code."""
-    return bool(model.facts.get("own_code")) and is_allowed((model.base_model or model).source)
+    return bool(model.facts.get("own_code")) and is_allowed(code_source(model))
+
+
+def code_source(model: Model) -> str:
+    """The source of the base model that a model was made of, in however many steps: its code is the one that runs."""
+    return str(model.facts.get("code_source") or (model.base_model or model).source)
 
 
 def require_allowed(source: str, shown: str) -> None:

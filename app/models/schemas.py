@@ -15,13 +15,14 @@ Status = Literal["downloading", "deploying", "ready", "failed"]
 
 
 class ModelCreate(Strict):
-    """Registers a base model."""
+    """Registers a base model, or makes a checkpoint a fine-tune."""
 
     name: Name = Field(description="What jobs and chat call it; unique.", examples=["qwen2.5-7b"])
     source: str = Field(
         min_length=1,
         max_length=1000,
-        description="A directory on the machine, modelscope://owner/name[@revision] or hf://owner/name[@revision].",
+        description="A directory on the machine, modelscope://owner/name[@revision], hf://owner/name[@revision] or "
+        "checkpoint://id.",
         examples=["modelscope://Qwen/Qwen2.5-7B-Instruct"],
     )
     chat_template: str | None = Field(

@@ -20,6 +20,7 @@ from app.kit.references import references
 from app.models.inspection import check_chat_template, inspect_model
 from app.models.own_code import require_allowed
 from app.models.schemas import ModelCreate, model_out
+from app.models.sources import source_of
 from app.models.tables import Grant, Model
 from app.projects import removal
 from app.projects.audit import record
@@ -31,7 +32,7 @@ HUB_SOURCE = re.compile(r"(modelscope|hf)://[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]
 
 
 def register(project_id: str, request: ModelCreate) -> Model:
-    """Registers a base model: ready for a directory, downloading for a hub.
+    """Registers a base model: ready for a directory, downloading for a hub. What another noun keeps becomes a fine-tune.
 
     Raises `InvalidValue` where the source cannot be read or the template not parsed, `Conflict` where the name is taken.
     """
@@ -47,20 +48,23 @@ def register(project_id: str, request: ModelCreate) -> Model:
         chat_template=request.chat_template,
         meta=request.metadata,
     )
-    if "://" in request.source:
+    kept = source_of(model)
+    if kept is None and "://" in request.source:
         if not HUB_SOURCE.fullmatch(request.source):
             raise InvalidValue(
                 f"The source '{request.source}' is not one that can be read.",
                 param="source",
-                hint="Give a directory, modelscope://owner/name[@revision] or hf://owner/name[@revision].",
+                hint="Give a directory, modelscope://owner/name[@revision], hf://owner/name[@revision] or checkpoint://id.",
             )
         model.status, model.facts = "downloading", {}
-    else:
+    elif kept is None:
         read_directory(model, Path(request.source))
     try:
         with creating() as session:
             if references(session, "model name", request.name, project_id):
                 raise _taken(request.name)
+            if kept is not None:
+                kept.adopt(session, model)
             session.add(model)
             session.flush()
             record(session, "model.create", model.id, name=model.name, source=model.source)
@@ -179,7 +183,11 @@ def delete(project_id: str, name: str) -> None:
             )
         record(session, "model.delete", model.id, name=model.name)
         session.delete(model)
-    if model.kind != "base" and model.location:
+    if model.kind == "base":
+        return
+    if kept := source_of(model):
+        kept.release(model)
+    elif model.location:
         storage.delete_folder(str(Path(model.location).parent))
 
 
@@ -194,6 +202,14 @@ def _remove_all(session: Session, project_id: str) -> Callable[[], None]:
                 hint="Delete one of the two first.",
             )
         model.project_id = DEFAULT_PROJECT
+    child = aliased(Model)
+    others = own.join(child, child.base_model_id == Model.id).where(child.project_id != project_id)
+    for model in session.scalars(others.where(Model.kind != "base").limit(1)):
+        raise Conflict(
+            f"A model of another project is built on '{model.name}'.",
+            code="in_use",
+            hint="That project deletes it first, or is deleted itself.",
+        )
     folders = [
         str(Path(model.location).parent) for model in session.scalars(own.where(Model.kind != "base")) if model.location
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from app.jobs import attempts, logs
+from app.jobs import attempts, checkpoints, logs
 from app.kit.database import writing
 from tests.cli.conftest import Run
 from tests.cli.work import claim, succeed, train
@@ -117,3 +117,12 @@ def test_a_job_is_paused_goes_on_is_cancelled_and_deleted(run: Run, job: str) ->
     assert "must be failed" in refused.stderr
     assert run("jobs", "delete", job).exit_code == 0
     assert "does not exist" in run("jobs", "show", job).stderr
+
+
+def test_checkpoints_are_listed(run: Run, job: str) -> None:
+    running = claim(job)
+    with writing() as session:
+        checkpoints.add(session, attempts.hold(session, running), 7, size=9)
+    (line,) = run("jobs", "checkpoints", job).stdout.splitlines()
+    assert line.split("\t")[1:4] == ["1", "7", "9"]
+    assert json.loads(run("jobs", "checkpoints", job, "--json").stdout)["data"][0]["models"] == []

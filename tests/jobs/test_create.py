@@ -27,6 +27,8 @@ def test_two_fields_are_enough_and_every_default_is_written_out(client: httpx.Cl
         "scheduler": "cosine",
         "weight_decay": 0,
         "checkpoint_every": "auto",
+        "keep_checkpoints": 2,
+        "deterministic": False,
         "seed": 42,
     }
     assert job["check"] == {"max_cut_share": 0.2}
@@ -49,6 +51,7 @@ REFUSALS: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"hyperparameters": {"epochs": -1}}, 422, "invalid_value", "hyperparameters.epochs"),
     ({"hyperparameters": {"epochs": "many"}}, 422, "invalid_value", "hyperparameters.epochs"),
     ({"hyperparameters": {"learning_rate": "fast"}}, 422, "invalid_value", "hyperparameters.learning_rate"),
+    ({"hyperparameters": {"keep_checkpoints": 0}}, 422, "invalid_value", "hyperparameters.keep_checkpoints"),
     ({"hyperparameters": {"lr": 1}}, 422, "unknown_field", "hyperparameters.lr"),
     ({"hyperparameters": {"max_length": 4096}}, 422, "invalid_value", "hyperparameters.max_length"),
     ({"check": {"max_cut_share": 2}}, 422, "invalid_value", "check.max_cut_share"),

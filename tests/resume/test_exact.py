@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from app.jobs.spec import TrainerSpec
 from tests.resume.harness import Course, Killed, attempt, disturbed, newest_checkpoint, undisturbed
-from worker.trainer import checkpoints, loop
+from worker.trainer import checkpoints, loop, run
+from worker.trainer.determinism import SUMS_DIFFER
 from worker.trainer.failures import Failure
 
 Make = Callable[..., TrainerSpec]
@@ -31,6 +33,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "few checkpoints": {"method": {"dropout": 0.1}, "hyperparameters": {"epochs": 3, "checkpoint_every": 1000}},
 }  # fmt: skip
+# Goes on training an adapter that another run made.
+FURTHER = "an adapter"
+SHAPES[FURTHER] = {"method": {"dropout": 0.1}, "hyperparameters": {"epochs": 2, "checkpoint_every": 2}}
 KILLS_PER_SHAPE = 5
 
 
@@ -54,6 +59,9 @@ def assert_same(found: Course, expected: Course) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_killed_at_any_event_it_goes_on_as_if_nothing_had_been(make_spec: Make, tmp_path: Path, shape: str) -> None:
     spec = make_spec(**SHAPES[shape])
+    if shape == FURTHER:
+        undisturbed(make_spec(hyperparameters={"max_steps": 4}), tmp_path / "before")
+        spec = spec.model_copy(update={"adapter": str(tmp_path / "before/adapter")})
     expected, events = undisturbed(spec, tmp_path / "whole")
     chance = random.Random(shape)
     for number in range(KILLS_PER_SHAPE):
@@ -115,6 +123,32 @@ def test_a_machine_that_differs_goes_on_and_says_so(make_spec: Make, tmp_path: P
     (started,) = [event for event in events if event["type"] == "started"]
     assert started["start_step"] == 3
     assert started["differences"] == ["threads 2, was 1"]
+
+
+@pytest.mark.parametrize(("deterministic", "reasons"), [(True, []), (False, [SUMS_DIFFER])])
+def test_on_a_gpu_a_run_is_resumed_exactly_only_where_it_is_deterministic(
+    make_spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool, reasons: list[str]
+) -> None:
+    spec = make_spec(hyperparameters={"max_steps": 2, "checkpoint_every": 1, "deterministic": deterministic})
+    undisturbed(spec, tmp_path / "whole")
+    events = list[dict[str, Any]]()
+    resumed = spec.model_copy(update={"resume_from": str(tmp_path / "whole/checkpoints/step-1")})
+    # There is no GPU here: only the question whether sums repeat is answered as if there were.
+    monkeypatch.setattr(run, "repeats_sums", torch.are_deterministic_algorithms_enabled)
+    attempt(resumed, tmp_path / "again", Course(), lambda event, _: events.append(event))
+    (started,) = [event for event in events if event["type"] == "started"]
+    assert started["differences"] == reasons
+    torch.use_deterministic_algorithms(False)
+
+
+def test_one_whose_adapter_is_gone_is_refused(make_spec: Make, tmp_path: Path) -> None:
+    spec = make_spec(hyperparameters={"max_steps": 2, "checkpoint_every": 1})
+    undisturbed(spec, tmp_path / "whole")
+    checkpoint = tmp_path / "whole/checkpoints/step-1"
+    (checkpoint / "adapter/adapter_model.safetensors").unlink()
+    with pytest.raises(Failure) as caught:
+        attempt(spec.model_copy(update={"resume_from": str(checkpoint)}), tmp_path / "out", Course(), lambda *_: None)
+    assert caught.value.code == "checkpoint_unreadable"
 
 
 def test_a_checkpoint_that_is_not_whole_is_refused(make_spec: Make, tmp_path: Path) -> None:

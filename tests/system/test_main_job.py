@@ -68,6 +68,25 @@ def test_merged_weights_answer_as_the_adapter_does(
     assert sum(map(str.__eq__, merged, adapter)) >= 0.9 * QUESTIONS, list(zip(merged, adapter, strict=True))
 
 
+def test_a_checkpoint_of_a_finished_job_answers_and_is_trained_on(
+    running: Service, dataset: str, tuned: dict[str, Any], questions: list[tuple[str, str]]
+) -> None:
+    newest = running.client.get(f"/jobs/{tuned['id']}/checkpoints").json()["data"][0]
+    body = {"name": "last-step", "source": f"checkpoint://{newest['id']}"}
+    running.client.post("/models", json=body).raise_for_status()
+    asked = [question for question, _ in questions[:10]]
+    answers = [ask_all(running.client, name, asked) for name in ("last-step", tuned["model"]["name"])]
+    assert answers[0] == answers[1]  # the last step's weights are the fine-tune's
+    further = running.ended(running.create(dataset, base_model="last-step", hyperparameters={"max_steps": 5}))
+    assert further["status"] == "succeeded", further["error"]
+    first = running.client.get(f"/jobs/{further['id']}/metrics").json()["data"][0]["loss"]
+    last = running.client.get(f"/jobs/{tuned['id']}/metrics").json()["data"][-1]["loss"]
+    assert first < 2 * last + 0.1
+    assert running.client.get(f"/models/{further['model']['name']}").json()["base_model"] == "demo-base"
+    manifest = json.loads((storage.fetch_folder(f"artifacts/{further['id']}/1") / "manifest.json").read_text())
+    assert manifest["provenance"]["fine_tune"]["name"] == "last-step"
+
+
 def test_the_openai_sdk_chats_with_it_streaming_and_not(
     running: Service, tuned: dict[str, Any], questions: list[tuple[str, str]]
 ) -> None:

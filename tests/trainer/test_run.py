@@ -119,6 +119,56 @@ def test_the_template_that_was_trained_with_goes_along_to_the_letter(train: Run,
         assert AutoTokenizer.from_pretrained(tmp_path / "out" / folder).chat_template == template
 
 
+def test_a_checkpoint_is_all_that_serving_and_training_on_need(train: Run, base: Path, tmp_path: Path) -> None:
+    train(hyperparameters={"epochs": 2}, provenance={"base_model": "demo-base"})
+    whole, kept = tmp_path / "out", tmp_path / "out/checkpoints"
+    assert (kept / "step-12/adapter/adapter_model.safetensors").read_bytes() == (
+        whole / "adapter/adapter_model.safetensors"
+    ).read_bytes()
+    token_ids = AutoTokenizer.from_pretrained(kept / "step-6/adapter")("Count to 5.")["input_ids"]
+    early, late = (
+        logits(PeftModel.from_pretrained(load(base), kept / step / "adapter"), token_ids)
+        for step in ("step-6", "step-12")
+    )
+    assert not torch.allclose(early, late, atol=0.1)
+    template = (whole / "adapter/chat_template.jinja").read_text()
+    assert (kept / "step-6/adapter/chat_template.jinja").read_text() == template
+    manifest = json.loads((kept / "step-6/manifest.json").read_text())
+    assert (manifest["result"]["steps"], manifest["stop_token_ids"]) == (6, [2])
+    assert str(base) not in (kept / "step-6/adapter/adapter_config.json").read_text()
+
+
+def test_an_adapter_goes_on_from_where_it_was(train: Run, rows: str, base: Path, tmp_path: Path) -> None:
+    events = train(out="one", validation_rows=rows, hyperparameters={"epochs": 2})
+    came_to = of_type(events, "validation")[-1]["loss"]
+    fresh = of_type(train(out="new", hyperparameters={"batch_size": 42}), "step")[0]["loss"]
+    adapter = str(tmp_path / "one/adapter")
+    further = train(out="two", adapter=adapter, hyperparameters={"batch_size": 42}, deploy={"mode": "merged"})
+    assert of_type(further, "step")[0]["loss"] == pytest.approx(came_to, rel=0.01)
+    assert abs(fresh - came_to) > 0.2
+    proof = json.loads((tmp_path / "two/proof.json").read_text())
+    untuned = logits(load(base), proof["token_ids"][:-1])[-1].log_softmax(-1)[proof["token_ids"][-1]].item()
+    assert proof["base_logprob"] == pytest.approx(untuned, abs=0.1)
+    token_ids = AutoTokenizer.from_pretrained(adapter)("Count to 5.")["input_ids"]
+    adapted = PeftModel.from_pretrained(load(base), tmp_path / "two/adapter")
+    torch.testing.assert_close(logits(load(tmp_path / "two/merged"), token_ids), logits(adapted, token_ids))
+
+
+def test_an_adapter_of_another_rank_cannot_go_on(train: Run, tmp_path: Path) -> None:
+    train(out="one", hyperparameters={"max_steps": 1})
+    with pytest.raises(Failure, match="another rank") as caught:
+        train(out="two", adapter=str(tmp_path / "one/adapter"), method={"rank": 4})
+    assert caught.value.code == "model_unreadable"
+
+
+def test_a_deterministic_run_says_so_and_an_ordinary_one_takes_it_back(train: Run, tmp_path: Path) -> None:
+    for out, wanted in (("one", True), ("two", False)):
+        train(out=out, hyperparameters={"max_steps": 1, "deterministic": wanted})
+        assert torch.are_deterministic_algorithms_enabled() is wanted
+        manifest = json.loads((tmp_path / out / "manifest.json").read_text())
+        assert manifest["made_with"]["deterministic"] is wanted
+
+
 def test_the_manifest_says_what_made_the_adapter(train: Run, tmp_path: Path) -> None:
     train(provenance={"dataset_sha256": "ab"}, hyperparameters={"max_steps": 2})
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())

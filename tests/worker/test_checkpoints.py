@@ -1,4 +1,4 @@
-"""Checkpoints in the database and in storage: the two newest are kept, what a run may go on from always, nothing else."""
+"""Checkpoints in the database and in storage: the newest are kept, however the job ends, until it is deleted; nothing else."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from app.jobs import attempts, checkpoints
+from app.jobs.lifecycle import move
 from app.jobs.tables import Job
 from app.kit import storage
 from app.kit.database import reading, writing
@@ -91,9 +92,9 @@ def test_what_is_stored_and_has_no_row_yet_stays_while_its_attempt_runs(job: dic
     assert stored() == set()
 
 
-@pytest.mark.parametrize(("ends", "left"), [("fail", {"1-10"}), ("cancel", set())])
-def test_they_stay_where_the_job_can_be_tried_again(
-    job: dict[str, Any], client: httpx.Client, ends: str, left: set[str]
+@pytest.mark.parametrize("ends", ["fail", "cancel", "succeed"])
+def test_they_stay_however_the_job_ended_until_it_is_deleted(
+    job: dict[str, Any], client: httpx.Client, ends: str
 ) -> None:
     claimed = claim()
     keep(claimed, 10)
@@ -101,10 +102,12 @@ def test_they_stay_where_the_job_can_be_tried_again(
         row = attempts.hold(session, claimed)
         if ends == "fail":
             attempts.fail(session, row, "trainer_error", "It failed.")
-        else:
+        elif ends == "cancel":
             attempts.cancelled(session, row)
+        else:
+            move(session, row, "succeed", "It answers.")
     remove_leftovers()
-    assert stored() == left
+    assert stored() == {"1-10"}
     client.delete(f"/jobs/{job['id']}").raise_for_status()
     remove_leftovers()
     assert stored() == set()

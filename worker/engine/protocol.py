@@ -13,13 +13,13 @@ from app.settings import Settings
 @dataclass(frozen=True)
 class Launch:
     """What to serve and where: the folder of weights, the name that requests use (the model's id), a port of 127.0.0.1, a
-    file with a chat template that replaces the model's own, and whether adapters will be loaded beside the weights."""
+    file with a chat template that replaces the model's own, and whether the model's code may run. Adapters can be loaded
+    beside any weights."""
 
     name: str
     path: Path
     port: int
     template: Path | None = None
-    adapters: bool = True
     own_code: bool = False
 
 

@@ -76,7 +76,7 @@ def bring_up(running: Running, wanted: WantedEngine, engine: InferenceEngine, se
         path = model_folder(wanted.kind, wanted.location)
         template = _template_file(wanted, settings)
         port = _free_port()
-        launch = Launch(model_id, path, port, template, adapters=wanted.kind == "base", own_code=wanted.own_code)
+        launch = Launch(model_id, path, port, template, own_code=wanted.own_code)
         log_file = log_path(settings, model_id)
         log_file.parent.mkdir(parents=True, exist_ok=True)
         with log_file.open("wb") as output:

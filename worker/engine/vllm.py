@@ -42,9 +42,8 @@ def command(launch: Launch, settings: Settings) -> list[str]:
     flags += ["--trust-remote-code"] if launch.own_code else []
     if launch.template is not None:
         arguments["--chat-template"] = str(launch.template)
-    if launch.adapters:
-        flags.append("--enable-lora")
-        arguments |= {"--max-lora-rank": str(settings.max_lora_rank), "--max-loras": "4", "--max-cpu-loras": "32"}
+    flags.append("--enable-lora")
+    arguments |= {"--max-lora-rank": str(settings.max_lora_rank), "--max-loras": "4", "--max-cpu-loras": "32"}
     if _on_gpu(settings.vllm_python):
         arguments["--gpu-memory-utilization"] = str(_gpu_share(settings))
     else:

@@ -21,8 +21,8 @@ ABANDONED_AFTER_SECONDS = 24 * 3600.0
 
 
 def remove_leftovers() -> None:
-    """Removes workspaces of attempts that do not run, artifacts of ended ones that no model has, checkpoints that no job
-    goes on from, and uploads that nobody has written to for a day."""
+    """Removes workspaces of attempts that do not run, artifacts of ended ones that no model has, checkpoints that neither
+    a job nor a model has, and uploads that nobody has written to for a day."""
     spaces = {folder.name: folder for folder in workspaces().iterdir()} if workspaces().is_dir() else {}
     # Listed before the rows are read: what was stored since has a row that is not there yet.
     artifacts, checkpoints = storage.folders("artifacts"), storage.folders("checkpoints")
@@ -35,7 +35,7 @@ def remove_leftovers() -> None:
     for key in set(artifacts) - kept - {f"artifacts/{job}/{attempt}" for job, attempt in running}:
         storage.delete_folder(key)
     beginnings = tuple(f"checkpoints/{job}/{attempt}-" for job, attempt in running)
-    for key in set(checkpoints) - resumable:
+    for key in set(checkpoints) - resumable - kept:
         if not key.startswith(beginnings):
             storage.delete_folder(key)
     for folder in storage.abandoned(time.time() - ABANDONED_AFTER_SECONDS):

@@ -60,6 +60,7 @@ def hardware(dtype: torch.dtype, autocasts: bool) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "base_dtype": str(dtype).removeprefix("torch."),
         "compute_dtype": "bfloat16" if autocasts else str(dtype).removeprefix("torch."),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
 
 

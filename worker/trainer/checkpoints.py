@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from worker.trainer.artifacts import sync
+from worker.trainer.failures import Failure
 
 STATE = "run.json"
 # Where no number of steps is asked for, this much time passes between two: what a crash costs at most.
@@ -32,18 +34,32 @@ class RunState(BaseModel):
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where checkpoints are written, how often (None: by time), and the one to go on from."""
+    """Where checkpoints are written, how often (None: by time), and the one to go on from.
+
+    `save(model, folder, state)` writes what is learned so far, as it can be served; `load(model, folder)` puts it back.
+    The Trainer's own files lie beside that.
+    """
 
     folder: Path
     every: int | None
     resume_from: Path | None
     made_with: dict[str, Any]
+    save: Callable[[Any, Path, RunState], None]
+    load: Callable[[Any, Path], None]
 
-    def read(self) -> RunState | None:
-        """The state of the run that is resumed. Raises `OSError` and `ValueError` for a checkpoint that is not whole."""
-        if self.resume_from is None:
-            return None
-        return RunState.model_validate_json((self.resume_from / STATE).read_bytes())
+
+def read_state(folder: Path) -> RunState:
+    """The state of the run that a checkpoint is of. Raises `Failure` for one that is not whole."""
+    try:
+        return RunState.model_validate_json((folder / STATE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise unreadable_checkpoint(folder, error) from error
+
+
+def unreadable_checkpoint(folder: Path, error: Exception) -> Failure:
+    """The failure to read the checkpoint in `folder`."""
+    message = f"The checkpoint {folder} cannot be read: {error}"
+    return Failure("checkpoint_unreadable", message, "This is a fault of the service, not of the job.")
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from app.jobs.spec import Hyperparameters
 from worker.trainer.base import autocast
-from worker.trainer.checkpoints import SECONDS_BETWEEN, Checkpoints, RunState, commit
+from worker.trainer.checkpoints import SECONDS_BETWEEN, Checkpoints, RunState, commit, read_state
 from worker.trainer.data.batches import LengthBuckets
 from worker.trainer.data.render import Example
 from worker.trainer.events import Emit
@@ -97,7 +97,7 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         self.settings = settings
         self.pad_id = pad_id
         self.checkpoints = checkpoints
-        self.resumed = checkpoints.read()
+        self.resumed = read_state(checkpoints.resume_from) if checkpoints.resume_from else None
         self.steps_per_epoch = math.ceil(len(examples) / settings.batch_size)
         self.saved_step = self.validated_step = self.resumed.step if self.resumed else 0
         self.saved_at = perf_counter()
@@ -155,17 +155,28 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         if step == self.saved_step:
             return
         super()._save_checkpoint(model, trial)
-        state = RunState(
+        target = self.checkpoints.folder / f"step-{step}"
+        commit(Path(self._get_output_dir(trial)) / f"checkpoint-{step}", target, self._run_state())
+        self.saved_step, self.saved_at = step, perf_counter()
+        self.emit("checkpoint", step=step, path=str(target))
+
+    def _run_state(self) -> RunState:
+        step = self.state.global_step
+        return RunState(
             step=step,
             loss=self.last_loss,
             validation_loss=self.last_validation_loss,
             pending_validation=bool(self.validation) and self.ends_epoch() and self.validated_step != step,
             made_with=self.checkpoints.made_with,
         )
-        target = self.checkpoints.folder / f"step-{step}"
-        commit(Path(self._get_output_dir(trial)) / f"checkpoint-{step}", target, state)
-        self.saved_step, self.saved_at = step, perf_counter()
-        self.emit("checkpoint", step=step, path=str(target))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Called by the Trainer for the weights of a checkpoint."""
+        assert output_dir is not None
+        self.checkpoints.save(self.model, Path(output_dir), self._run_state())
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.checkpoints.load(self.model, Path(resume_from_checkpoint))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Yields a step's rows as its list of micro-batches."""

@@ -19,10 +19,11 @@ from worker.trainer.base import (
     own_dtype,
     training_dtype,
 )
-from worker.trainer.checkpoints import Checkpoints, differences
+from worker.trainer.checkpoints import Checkpoints, RunState, differences, read_state, unreadable_checkpoint
 from worker.trainer.data.render import ChatTemplateError, Example
 from worker.trainer.data.rows import read_rows, split
 from worker.trainer.data.tokenizer import load_tokenizer
+from worker.trainer.determinism import SUMS_DIFFER, be_deterministic, repeats_sums
 from worker.trainer.events import Emit
 from worker.trainer.failures import Failure
 from worker.trainer.loop import count_steps, micro_batch_tokens, train
@@ -49,6 +50,7 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
     """Trains as the spec says and writes OUT/. Raises `Failure`, and `Stopped` at a SIGTERM."""
     began = perf_counter()
     settings, method = spec.spec.hyperparameters, METHODS[spec.spec.method.type]
+    be_deterministic(settings.deterministic)
     out.mkdir(parents=True, exist_ok=True)
     if spec.threads > 0:
         torch.set_num_threads(spec.threads)
@@ -66,13 +68,18 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
         model = method.prepare(base, spec.spec.method)
     except ValueError as error:
         raise Failure("trainer_error", str(error), "See method.target_modules.") from error
+    if spec.adapter:
+        try:
+            method.load(model, Path(spec.adapter))
+        except (OSError, ValueError) as error:
+            message = f"The adapter in {spec.adapter} cannot be trained further: {error}"
+            raise Failure("model_unreadable", message, "Train from its base model instead.") from error
 
     made_with = artifacts.made_with(dtype, computes_bf16()) | {"micro_batch_tokens": micro_batch_tokens()}
     every = None if settings.checkpoint_every == "auto" else settings.checkpoint_every
     resume_from = Path(spec.resume_from) if spec.resume_from else None
-    checkpoints = Checkpoints(out / "checkpoints", every, resume_from, made_with)
     emit("phase", phase="training")
-    summary = _resumption(checkpoints) | {
+    summary = _resumption(resume_from, made_with) | {
         "total_steps": count_steps(len(data.train), settings),
         "rows": data.rows,
         "validation_rows": data.validation_rows,
@@ -88,7 +95,33 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
         "gpus": torch.cuda.device_count(),
     }
     emit("started", **summary)
-    (out / "checkpoints").mkdir(exist_ok=True)
+    about = {
+        "job": spec.job,
+        "attempt": spec.attempt,
+        "provenance": spec.provenance,
+        "spec": spec.spec.model_dump(mode="json"),
+        "data": summary,
+        "stop_token_ids": stop_ids,
+        "made_with": made_with,
+    }
+
+    def save_adapter(model: Any, folder: Path) -> None:
+        method.save(model, folder, str(spec.provenance.get("base_model", Path(spec.base_model).name)))
+        artifacts.save_tokenizer(tokenizer, folder)
+
+    def save_checkpoint(model: Any, folder: Path, state: RunState) -> None:
+        save_adapter(model, folder / "adapter")
+        came_to = {"steps": state.step, "loss": state.loss, "validation_loss": state.validation_loss}
+        artifacts.write_json(folder / "manifest.json", about | {"result": came_to})
+
+    def load_checkpoint(model: Any, folder: Path) -> None:
+        try:
+            method.load(model, folder / "adapter")
+        except (OSError, ValueError) as error:
+            raise unreadable_checkpoint(folder, error) from error
+
+    checkpoints = Checkpoints(out / "checkpoints", every, resume_from, made_with, save_checkpoint, load_checkpoint)
+    checkpoints.folder.mkdir(exist_ok=True)
     training_began = perf_counter()
     with stop.deferred():
         outcome = train(
@@ -104,15 +137,13 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
         )
     training_seconds = perf_counter() - training_began
 
-    adapter = out / "adapter"
-    method.save(model, adapter, str(spec.provenance.get("base_model", Path(spec.base_model).name)))
-    artifacts.save_tokenizer(tokenizer, adapter)
+    save_adapter(model, out / "adapter")
     artifacts.write_json(out / "proof.json", find_proof(model, data.train))
     del model, base
     if spec.spec.deploy.mode == "merged":
         emit("phase", phase="merging")
         whole = load_model(spec.base_model, torch.float32, spec.own_code)
-        merged = method.merge(whole, adapter).to(own_dtype(spec.base_model, spec.own_code))
+        merged = method.merge(whole, out / "adapter").to(own_dtype(spec.base_model, spec.own_code))
         artifacts.save_merged(merged, tokenizer, out / "merged", stop_ids)
 
     result = {
@@ -122,31 +153,18 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
         "training_seconds": round(training_seconds, 3),
         "seconds": round(perf_counter() - began, 3),
     }
-    manifest = {
-        "job": spec.job,
-        "attempt": spec.attempt,
-        "provenance": spec.provenance,
-        "spec": spec.spec.model_dump(mode="json"),
-        "result": result,
-        "data": summary,
-        "stop_token_ids": stop_ids,
-        "made_with": made_with,
-    }
-    artifacts.write_json(out / "manifest.json", manifest)
+    artifacts.write_json(out / "manifest.json", about | {"result": result})
     artifacts.sync(out)
     emit("finished", step=outcome.steps, **{name: value for name, value in result.items() if name != "steps"})
 
 
-def _resumption(checkpoints: Checkpoints) -> dict[str, Any]:
-    """From which step the run goes on, and what differs from the machine that came to it. Raises `Failure`."""
-    try:
-        state = checkpoints.read()
-    except (OSError, ValueError) as error:
-        message = f"The checkpoint {checkpoints.resume_from} cannot be read: {error}"
-        raise Failure("checkpoint_unreadable", message, FAULT) from error
-    if state is None:
+def _resumption(resume_from: Path | None, made_with: dict[str, Any]) -> dict[str, Any]:
+    """From which step the run goes on, and why its bits may not be those of a run that never stopped. Raises `Failure`."""
+    if resume_from is None:
         return {"start_step": 0, "differences": []}
-    return {"start_step": state.step, "differences": differences(state.made_with, checkpoints.made_with)}
+    state = read_state(resume_from)
+    differ = differences(state.made_with, made_with)
+    return {"start_step": state.step, "differences": [*differ, *([] if repeats_sums() else [SUMS_DIFFER])]}
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,9 @@ class Method(Protocol):
     def save(self, model: Any, folder: Path, base_name: str) -> None:
         """Writes what was trained, loadable by plain PEFT; `base_name` is what it says it belongs to."""
 
+    def load(self, model: Any, folder: Path) -> None:
+        """Puts what `save` wrote into a prepared model. Raises `OSError`, and `ValueError` where it does not fit."""
+
     def merge(self, base: Any, folder: Path) -> Any:
         """A base model with what `save` wrote folded into its weights, a plain model in the base's dtype."""
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peft.tuners.lora.layer import Linear, LoraVariant
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from app.jobs.spec import Lora
 from worker.trainer.base import computes_bf16
 
 _ADAPTER = "default"  # PEFT's name for the only adapter
+_WEIGHTS = "adapter_model.safetensors"
 
 
 def prepare(model: Any, config: Lora) -> Any:
@@ -51,21 +61,42 @@ def prepare(model: Any, config: Lora) -> Any:
 
 
 def save(model: Any, folder: Path, base_name: str) -> None:
-    """Writes adapter_model.safetensors and adapter_config.json."""
-    config = model.peft_config[_ADAPTER]
+    """Writes adapter_model.safetensors and adapter_config.json. Training may go on afterwards."""
+    config = copy(model.peft_config[_ADAPTER])
     config.base_model_name_or_path = base_name
     config.inference_mode = True
-    # Not PeftModel.save_pretrained: it writes a model card and asks the hub about the base's vocabulary.
-    weights = get_peft_model_state_dict(model, adapter_name=_ADAPTER, save_embedding_layers=False)
     folder.mkdir(parents=True, exist_ok=True)
-    contiguous = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-    save_file(contiguous, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    contiguous = {name: weight.detach().cpu().contiguous() for name, weight in _weights(model).items()}
+    save_file(contiguous, folder / _WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
+
+
+def load(model: Any, folder: Path) -> None:
+    """Puts the weights of an adapter in the place of the prepared ones. They must be of the same layers and shapes."""
+    try:
+        weights = load_file(folder / _WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f"{_WEIGHTS} cannot be read: {error}") from error
+    if _shapes(weights) != _shapes(_weights(model)):
+        raise ValueError(f"{_WEIGHTS} has other layers or another rank than are trained")
+    set_peft_model_state_dict(model, weights, adapter_name=_ADAPTER)
 
 
 def merge(base: Any, folder: Path) -> Any:
     """Adds alpha / rank · B A to the weights of a base model in fp32."""
     return PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
+
+
+def _weights(model: Any) -> dict[str, torch.Tensor]:
+    # Not PeftModel.save_pretrained: it writes a model card and asks the hub about the base's vocabulary.
+    weights: dict[str, torch.Tensor] = get_peft_model_state_dict(
+        model, adapter_name=_ADAPTER, save_embedding_layers=False
+    )
+    return weights
+
+
+def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: weight.shape for name, weight in weights.items()}
 
 
 class _FewerPasses(LoraVariant):  # type: ignore[misc]  # peft is not type-checked

@@ -1,0 +1,190 @@
+"""A checkpoint is served as a fine-tune and trained on; what is made of one is never deleted under it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import update
+
+from app.jobs import attempts, checkpoints
+from app.jobs.lifecycle import move
+from app.jobs.tables import Job
+from app.kit import storage
+from app.kit.database import reading, writing
+from app.models.tables import Model
+from tests.datasets.helpers import jsonl, new_row, refusal
+from worker.publish import publish
+from worker.reconcilers.leftovers import remove_leftovers
+
+METHOD = {"type": "lora", "rank": 4, "alpha": 32.0, "dropout": 0.1, "target_modules": ["q_proj"]}
+
+
+def write_output(folder: Path, base: str, method: dict[str, Any] = METHOD) -> None:
+    """What a trainer leaves of an adapter, as far as the service reads it."""
+    (folder / "adapter").mkdir(parents=True)
+    (folder / "adapter/chat_template.jinja").write_text("trained with this")
+    (folder / "adapter/adapter_model.safetensors").write_bytes(b"weights")
+    provenance = {"base_model": "demo-base", "base_model_id": base}
+    told = {"stop_token_ids": [2], "spec": {"method": method}, "provenance": provenance}
+    (folder / "manifest.json").write_text(json.dumps(told))
+
+
+@pytest.fixture
+def dataset(client: httpx.Client) -> str:
+    return str(client.post("/datasets", content=jsonl([new_row() for _ in range(3)])).json()["id"])
+
+
+@pytest.fixture
+def job(client: httpx.Client, dataset: str) -> Job:
+    """A running job, the only one, which keeps one checkpoint."""
+    with writing() as session:
+        session.execute(update(Job).where(Job.status.in_(("queued", "running"))).values(status="failed"))
+    body = {"base_model": "demo-base", "dataset": dataset, "hyperparameters": {"keep_checkpoints": 1}}
+    client.post("/jobs", json=body).raise_for_status()
+    claimed = attempts.claim("here")
+    assert claimed is not None
+    return claimed
+
+
+def keep(job: Job, step: int, **method: Any) -> str:
+    """What a supervisor does with a checkpoint; its id."""
+    with storage.incoming() as folder:
+        write_output(folder / "out", job.base_model_id, METHOD | method)
+        storage.put_folder(folder / "out", checkpoints.storage_key(job, step))
+    with writing() as session:
+        dropped = checkpoints.add(session, attempts.hold(session, job), step, size=7)
+    checkpoints.drop(dropped)
+    with reading() as session:
+        return checkpoints.newest_first(session, job.id)[0].id
+
+
+def serve(client: httpx.Client, id: str, name: str, **fields: Any) -> httpx.Response:
+    return client.post("/models", json={"name": name, "source": f"checkpoint://{id}"} | fields)
+
+
+def stored(job: Job) -> set[str]:
+    remove_leftovers()
+    return {key.rsplit("/", 1)[1] for key in storage.folders("checkpoints") if f"/{job.id}/" in key}
+
+
+def listed(client: httpx.Client, job: Job) -> dict[int, list[str]]:
+    found = client.get(f"/jobs/{job.id}/checkpoints").raise_for_status().json()["data"]
+    return {each["step"]: [model["name"] for model in each["models"]] for each in found}
+
+
+def test_it_is_a_fine_tune_like_any_other(client: httpx.Client, job: Job) -> None:
+    answer = serve(client, keep(job, 10), f"a-{job.id[-8:]}")
+    assert answer.status_code == 201, answer.text
+    model = answer.json()
+    assert (model["kind"], model["status"], model["job"]) == ("adapter", "ready", job.id)
+    assert (model["base_model"], model["has_chat_template"]) == ("demo-base", True)
+    assert listed(client, job) == {10: [model["name"]]}
+    with reading() as session:
+        row = session.get_one(Model, model["id"])
+        assert (row.chat_template, row.facts["stop_token_ids"]) == ("trained with this", [2])
+        assert (row.facts["stored_bytes"], row.location) == (7, f"checkpoints/{job.id}/1-10/adapter")
+
+
+def test_while_it_is_a_model_newer_ones_do_not_take_its_place(client: httpx.Client, job: Job) -> None:
+    name, other = f"a-{job.id[-8:]}", f"b-{job.id[-8:]}"
+    first = keep(job, 10)
+    for each in (name, other):
+        serve(client, first, each).raise_for_status()
+    keep(job, 20)
+    keep(job, 30)
+    assert listed(client, job) == {30: [], 10: [name, other]}
+    assert stored(job) == {"1-10", "1-30"}
+    client.delete(f"/models/{name}").raise_for_status()
+    assert stored(job) == {"1-10", "1-30"}
+    client.delete(f"/models/{other}").raise_for_status()
+    assert listed(client, job) == {30: []}
+    assert stored(job) == {"1-30"}
+
+
+def test_one_that_the_job_would_keep_stays_without_its_model(client: httpx.Client, job: Job) -> None:
+    name = f"a-{job.id[-8:]}"
+    serve(client, keep(job, 10), name).raise_for_status()
+    client.delete(f"/models/{name}").raise_for_status()
+    assert listed(client, job) == {10: []}
+    assert stored(job) == {"1-10"}
+
+
+def test_a_model_outlives_its_job(client: httpx.Client, job: Job) -> None:
+    name = f"a-{job.id[-8:]}"
+    serve(client, keep(job, 10), name).raise_for_status()
+    keep(job, 20)
+    with writing() as session:
+        attempts.cancelled(session, attempts.hold(session, job))
+    assert stored(job) == {"1-10", "1-20"}
+    client.delete(f"/jobs/{job.id}").raise_for_status()
+    assert stored(job) == {"1-10"}
+    assert client.get(f"/models/{name}").json()["status"] == "ready"
+    client.delete(f"/models/{name}").raise_for_status()
+    assert not [key for key in storage.folders("checkpoints") if f"/{job.id}/" in key]
+
+
+def test_a_job_whose_checkpoint_is_a_model_still_trains(client: httpx.Client, job: Job) -> None:
+    serve(client, keep(job, 10), f"a-{job.id[-8:]}").raise_for_status()
+    with writing() as session:
+        attempts.hand_over(session, attempts.hold(session, job))
+    again = attempts.claim("here")
+    assert again is not None
+    with reading() as session:
+        assert attempts.published(session, again) is None
+
+
+def test_what_cannot_be_served_is_refused_in_words(client: httpx.Client, job: Job) -> None:
+    name = f"a-{job.id[-8:]}"
+    refusal(serve(client, "ckpt_none", name), 404, "checkpoint_not_found")
+    id = keep(job, 10)
+    assert refusal(serve(client, id, name, chat_template="x"), 422, "invalid_value")["param"] == "chat_template"
+    refusal(serve(client, id, "demo-base"), 409, "name_taken")
+    assert "rank 128" in refusal(serve(client, keep(job, 20, rank=128), name), 422, "invalid_value")["message"]
+    id = keep(job, 30)
+    storage.delete_folder(checkpoints.storage_key(job, 30))
+    refusal(serve(client, id, name), 422, "invalid_value")
+
+
+def train_on(client: httpx.Client, dataset: str, base: str, **fields: Any) -> httpx.Response:
+    return client.post("/jobs", json={"base_model": base, "dataset": dataset} | fields)
+
+
+def test_a_job_trains_an_adapter_further(client: httpx.Client, job: Job, dataset: str, tmp_path: Path) -> None:
+    name = f"a-{job.id[-8:]}"
+    tuned = serve(client, keep(job, 10), name).raise_for_status().json()
+    with writing() as session:
+        row = attempts.hold(session, job)
+        move(session, row, "succeed", "It answers.")
+    created = train_on(client, dataset, name, method={"dropout": 0.2}).raise_for_status().json()
+    assert (created["base_model"], created["method"]) == (name, METHOD | {"dropout": 0.2})
+    refused = refusal(client.delete(f"/models/{name}"), 409, "in_use")
+    assert created["id"] in refused["message"]
+    claimed = attempts.claim("here")
+    assert claimed is not None
+    assert claimed.base_model_id == tuned["id"]
+    write_output(tmp_path / "out", job.base_model_id)
+    model = publish(claimed, tmp_path / "out")
+    assert model.base_model_id == job.base_model_id  # no chain of adapters
+    with writing() as session:
+        attempts.cancelled(session, attempts.hold(session, claimed))
+    client.delete(f"/models/{name}").raise_for_status()
+
+
+@pytest.mark.parametrize(
+    ("method", "param"),
+    [({"rank": 8}, "method.rank"), ({"alpha": 8}, "method.alpha"), ({"target_modules": "all-linear"}, "method.target_modules")],
+)  # fmt: skip
+def test_another_method_than_the_adapter_s_is_refused(
+    client: httpx.Client, job: Job, dataset: str, method: dict[str, Any], param: str
+) -> None:
+    name = f"a-{job.id[-8:]}"
+    serve(client, keep(job, 10), name).raise_for_status()
+    refused = refusal(train_on(client, dataset, name, method=method), 422, "invalid_value")
+    assert refused["param"] == param
+    assert "Leave" in refused["hint"]
+    same = {name: METHOD[name] for name in ("rank", "alpha", "target_modules")}
+    assert train_on(client, dataset, name, method=same).status_code == 202
