@@ -6,7 +6,7 @@ VLLM := .venv-vllm
 SERVICE := $(VENV)/.installed
 ENGINE := $(VLLM)/.installed
 
-.PHONY: help demo up test lint install benchmark-reviews clean
+.PHONY: help demo up test lint install benchmark-reviews benchmark-control-plane clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -30,6 +30,9 @@ test: install lint ## Run every test
 
 benchmark-reviews: install ## Accuracy on real reviews: base, fine-tune, naive Bayes
 	$(VENV)/bin/python benchmarks/reviews.py
+
+benchmark-control-plane: install ## Latencies with a thousand and with a million finished jobs, on PostgreSQL
+	$(VENV)/bin/python benchmarks/control_plane.py
 
 clean: ## Remove the environments (the state in .burnish stays)
 	rm -rf $(VENV) $(VLLM)

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from app.kit.database import database_now, lease_until, writing
 from app.kit.errors import InvalidValue
-from app.kit.leases import LeaseLost, claim, hold
+from app.kit.leases import LeaseLost, claim, hold, in_state
 from app.kit.processes import spawn, stop
 from app.kit.sealing import Unreadable
 from app.models.own_code import is_allowed
@@ -58,7 +58,7 @@ class ShuttingDown(Exception):
 def waiting(now: datetime) -> ColumnElement[bool]:
     """Which models wait for a download at `now` (the database's clock): nobody holds them, or nobody does any more."""
     free = or_(Model.lease_expires_at.is_(None), Model.lease_expires_at < now)
-    return and_(Model.status == "downloading", free)
+    return and_(in_state(Model, "downloading"), free)
 
 
 def download_next(shutting_down: threading.Event) -> bool:

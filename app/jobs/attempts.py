@@ -16,7 +16,7 @@ from app.jobs.lifecycle import add_event, move
 from app.jobs.room import BOUNDLESS, Room, is_enough
 from app.jobs.tables import Attempt, Job, Metric
 from app.kit.database import lease_until, utc_now, writing
-from app.kit.leases import LeaseLost
+from app.kit.leases import LeaseLost, in_state
 from app.kit.leases import claim as claim_row
 from app.kit.leases import hold as hold_row
 from app.models.tables import Model
@@ -60,10 +60,10 @@ def claimable(session: Session, *, lock: bool = False) -> ColumnElement[bool]:
     may_run = Project.limits["running_jobs"].as_integer()
     query = select(Project.id, may_run).where(may_run.is_not(None)).order_by(Project.id)
     limited = session.execute(query.with_for_update(key_share=True) if lock else query).all()
-    counts = select(Job.project_id, func.count()).where(Job.status == "running").group_by(Job.project_id)
+    counts = select(Job.project_id, func.count()).where(in_state(Job, "running")).group_by(Job.project_id)
     running = dict(session.execute(counts).all()) if limited else {}
     full = [project for project, most in limited if running.get(project, 0) >= most]
-    return and_(Job.status == "queued", Job.project_id.not_in(full))
+    return and_(in_state(Job, "queued"), Job.project_id.not_in(full))
 
 
 def seconds_used(job: Job) -> float:
@@ -229,11 +229,9 @@ def lose(session: Session, row: Job, code: str, message: str, hint: str | None =
     """Ends the held row's attempt as lost: the job runs again, or fails when that happened `max_attempts` times."""
     end(session, row, "lost", message)
     lost = sum(attempt.outcome == "lost" and attempt.number > row.retried_after for attempt in row.attempts)
-    if row.cancel_requested:
-        move(session, row, "cancel", "Cancelled; the attempt had been lost.")
-    elif row.pause_requested:
-        pause(session, row, "Paused; the attempt had been lost.")
-    elif lost < get_settings().max_attempts:
+    if _as_asked(session, row, "the attempt had been lost"):
+        return
+    if lost < get_settings().max_attempts:
         row.progress = None
         move(session, row, "requeue", f"Attempt {row.attempt} was lost: {message} The job runs again.", reason=message)
     else:
@@ -245,8 +243,21 @@ def lose(session: Session, row: Job, code: str, message: str, hint: str | None =
 def hand_over(session: Session, row: Job) -> None:
     """Gives the held row's job back to the queue, because its worker is asked to end."""
     end(session, row, "handed_over", "The worker was stopped.")
+    if _as_asked(session, row, "the worker had been stopped"):
+        return
     row.progress = None
     move(session, row, "requeue", "The worker was stopped; the job goes on when there is one.", reason="worker stopped")
+
+
+def _as_asked(session: Session, row: Job, why: str) -> bool:
+    """Cancels or pauses a job whose attempt ended before it could do so itself. False where neither was asked for."""
+    if row.cancel_requested:
+        move(session, row, "cancel", f"Cancelled; {why}.")
+    elif row.pause_requested:
+        pause(session, row, f"Paused; {why}.")
+    else:
+        return False
+    return True
 
 
 def paused(session: Session, row: Job) -> None:
@@ -257,7 +268,6 @@ def paused(session: Session, row: Job) -> None:
 
 def pause(session: Session, row: Job, message: str) -> None:
     """Moves a locked row that has no attempt, or none any more."""
-    row.pause_requested = False
     move(session, row, "pause", message)
 
 

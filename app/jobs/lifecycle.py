@@ -16,6 +16,7 @@ from app.usage import totals
 
 Transition = Literal["claim", "requeue", "succeed", "fail", "cancel", "pause", "resume", "retry"]
 
+LIVE: tuple[Status, ...] = ("queued", "running", "paused")
 ENDED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
 
 # transition: (states it is legal from, state it leads to, type of the event that tells of it)
@@ -41,6 +42,7 @@ def move(session: Session, job: Job, transition: Transition, message: str, **dat
         job.started_at = job.started_at or utc_now()
     else:
         job.lease_expires_at = None
+        job.pause_requested = False  # only what runs can be asked to
     if target == "queued":
         job.queued_at = utc_now()
     if target in ENDED:

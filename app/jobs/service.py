@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from app.datasets.tables import Dataset
 from app.jobs import attempts, checkpoints
 from app.jobs.announcing import announce
-from app.jobs.lifecycle import ENDED, add_event
+from app.jobs.lifecycle import ENDED, LIVE, add_event
 from app.jobs.schemas import JobCreate, job_out
 from app.jobs.spec import JobSpec, Lora, auto_epochs, auto_learning_rate
 from app.jobs.tables import Checkpoint, Event, Job, Metric
@@ -22,6 +22,7 @@ from app.kit import references
 from app.kit.database import reading
 from app.kit.errors import Conflict, InvalidValue, NotFound
 from app.kit.ids import new_id
+from app.kit.leases import in_state
 from app.kit.pagination import Paging, newest_first
 from app.kit.queue import wake
 from app.models import service as models
@@ -296,7 +297,7 @@ def metrics(project_id: str, id: str, after: int, limit: int) -> tuple[list[dict
 def _job_using(*columns: Any) -> references.Check:
     def check(session: Session, id: str, project_id: str) -> str | None:
         uses = or_(*(column == id for column in columns))
-        user = session.scalars(select(Job).where(Job.status.not_in(ENDED), uses).limit(1)).first()
+        user = session.scalars(select(Job).where(in_state(Job, *LIVE), uses).limit(1)).first()
         if user is None:
             return None
         return f"{f'the job {user.id}' if user.project_id == project_id else 'a job'} uses it and has not ended"
@@ -305,7 +306,7 @@ def _job_using(*columns: Any) -> references.Check:
 
 
 def _job_named(session: Session, name: str, project_id: str) -> str | None:
-    query = select(Job.id).where(Job.project_id == project_id, Job.name == name, Job.status.not_in(ENDED))
+    query = select(Job.id).where(Job.project_id == project_id, Job.name == name, in_state(Job, *LIVE))
     user = session.scalar(query.limit(1))
     return f"the job {user} will give it to its model" if user else None
 
@@ -319,7 +320,7 @@ def _end_all(session: Session, project_id: str) -> Callable[[], None]:
     tuned = select(Model.id).where(Model.project_id == project_id, Model.kind != "base").order_by(Model.id)
     models_held = list(session.scalars(tuned.with_for_update(of=Model)))
     uses = Job.base_model_id.in_(models_held)
-    others = select(Job.id).where(Job.project_id != project_id, Job.status.not_in(ENDED), uses)
+    others = select(Job.id).where(Job.project_id != project_id, in_state(Job, *LIVE), uses)
     if session.scalar(others.limit(1)):
         raise Conflict(
             "A job of another project trains on a fine-tune of this one and has not ended.",

@@ -76,6 +76,7 @@ def retry(project_id: str, id: str) -> Job:
         require_legal(job, "retry")
         _require_parts(session, job)
         job.error, job.progress, job.retried_after = None, None, job.attempt
+        job.cancel_requested = False  # was said to an attempt that failed before it could stop
         try:
             with session.begin_nested():
                 move(session, job, "retry", "Tried again.")

@@ -13,6 +13,7 @@ from app.jobs.room import Room, is_enough, rooms
 from app.jobs.schemas import QueueOut
 from app.jobs.tables import Job
 from app.kit.database import database_now, reading
+from app.kit.leases import in_state
 from app.workers.service import alive
 from app.workers.tables import Worker
 
@@ -33,7 +34,7 @@ def places(session: Session, queued: list[Job]) -> dict[str, QueueOut]:
     """The same in a transaction of the caller's, for jobs that are all queued."""
     ids = [job.id for job in queued]
     in_line = select(Job.id, func.row_number().over(order_by=(*LINE, Job.id)).label("place"))
-    line = in_line.where(Job.status == "queued").subquery()
+    line = in_line.where(in_state(Job, "queued")).subquery()
     position = dict(session.execute(select(line.c.id, line.c.place).where(line.c.id.in_(ids))).all())
     may_run = set(session.scalars(select(Job.id).where(claimable(session), Job.id.in_(ids))))
     workers = alive(session, "training")

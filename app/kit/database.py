@@ -56,7 +56,11 @@ def engine() -> Engine:
     """The process's connection pool, made from the settings."""
     url = get_settings().sqlalchemy_url
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20, pool_timeout=10)
+        # Nothing is prepared: a plan that PostgreSQL makes for any value reads the whole table for a rare one.
+        unprepared = {"prepare_threshold": None}
+        return create_engine(
+            url, pool_pre_ping=True, pool_size=10, max_overflow=20, pool_timeout=10, connect_args=unprepared
+        )
     get_settings().home.mkdir(parents=True, exist_ok=True)
     made = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
 

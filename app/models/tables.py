@@ -16,6 +16,10 @@ from app.projects.tables import Project
 IS_BASE = text("kind = 'base'")
 
 
+# A model waits for its download only once.
+IS_DOWNLOADING = text("status = 'downloading'")
+
+
 class Model(Leased):
     """A base model, an adapter on one, or merged weights. Immutable once ready; its name is used once.
 
@@ -25,6 +29,8 @@ class Model(Leased):
     __tablename__ = "models"
     __table_args__ = (
         UniqueConstraint("project_id", "name"),
+        Index("ix_models_name", "name"),
+        Index("ix_models_downloading", "id", sqlite_where=IS_DOWNLOADING, postgresql_where=IS_DOWNLOADING),
         Index("ix_models_status_lease", "status", "lease_expires_at"),
         Index("uq_models_base_name", "name", unique=True, sqlite_where=IS_BASE, postgresql_where=IS_BASE),
     )

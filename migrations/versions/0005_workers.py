@@ -34,17 +34,9 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("memory_gb", sa.Double(), nullable=True))
     op.add_column("jobs", sa.Column("max_seconds", sa.Integer(), nullable=True))
     op.add_column("jobs", sa.Column("queued_at", sa.DateTime(timezone=True), nullable=True))
-    op.create_index(
-        "ix_jobs_line",
-        "jobs",
-        ["priority", "id"],
-        postgresql_where=sa.text("status = 'queued'"),
-        sqlite_where=sa.text("status = 'queued'"),
-    )
 
 
 def downgrade() -> None:
-    op.drop_index("ix_jobs_line", table_name="jobs")
     for column in ("queued_at", "max_seconds", "memory_gb", "gpus", "priority"):
         op.drop_column("jobs", column)
     op.drop_table("workers")

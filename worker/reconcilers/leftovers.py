@@ -11,10 +11,11 @@ from sqlalchemy import select
 from app.jobs.tables import Checkpoint, Job
 from app.kit import storage
 from app.kit.database import reading
+from app.kit.leases import in_state
 from app.models.tables import Model
 from worker.supervisor import workspaces
 
-RUNNING = select(Job.id, Job.attempt).where(Job.status == "running")
+RUNNING = select(Job.id, Job.attempt).where(in_state(Job, "running"))
 STORED = select(Model.location).where(Model.kind != "base")
 # An upload that is still going on writes more often than this.
 ABANDONED_AFTER_SECONDS = 24 * 3600.0

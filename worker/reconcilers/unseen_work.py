@@ -6,6 +6,7 @@ from sqlalchemy import exists, select
 
 from app.jobs.tables import Job
 from app.kit.database import database_now, reading
+from app.kit.leases import in_state
 from app.kit.queue import Wakeable, pending, wake
 from app.models.tables import Model
 from app.webhooks.tables import Delivery
@@ -17,7 +18,7 @@ def wake_for_unseen_work() -> None:
     """Wakes a training slot for queued jobs, a download for waiting models, and a sender for deliveries that are due."""
     with reading() as session:
         work: dict[Wakeable, bool | None] = {
-            "train": session.scalar(select(exists().where(Job.status == "queued"))),
+            "train": session.scalar(select(exists(select(Job.id).where(in_state(Job, "queued"))))),
             "download": session.scalar(select(exists(select(Model.id).where(waiting(database_now(session)))))),
             "deliver": session.scalar(select(exists(select(Delivery.id).where(due(database_now(session)))))),
         }
