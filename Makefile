@@ -6,7 +6,7 @@ VLLM := .venv-vllm
 SERVICE := $(VENV)/.installed
 ENGINE := $(VLLM)/.installed
 
-.PHONY: help demo up test lint install benchmark-reviews benchmark-control-plane clean
+.PHONY: help demo up test test-all lint install benchmark-reviews benchmark-control-plane clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -25,8 +25,14 @@ lint: $(SERVICE) ## ruff, mypy (strict) and the walls between the packages
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
+# Two processes: much of the suite waits, and what starts vLLM is kept in one of them (tests/conftest.py).
+PYTEST := $(VENV)/bin/python -m pytest -n 2 --no-loadscope-reorder
+
 test: install lint ## Run every test
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
+
+test-all: install lint ## Run every test, with more kills of each training that must go on exactly
+	BURNISH_TEST_KILLS=20 $(PYTEST)
 
 benchmark-reviews: install ## Accuracy on real reviews: base, fine-tune, naive Bayes
 	$(VENV)/bin/python benchmarks/reviews.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import socket
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 import psycopg
@@ -28,6 +29,48 @@ REDIS = os.environ.get("BURNISH_TEST_REDIS", "redis://127.0.0.1:6379")
 T = TypeVar("T")
 
 IN_CI = os.environ.get("CI") == "true"
+# Several processes may run the tests side by side, each in a key space of its own: 9, 10, ...
+REDIS_NUMBER = 9 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+
+# What starts vLLM, which is kept in one process: memory holds its two engines and a training, and no third.
+VLLM_FILES = ("tests/engine/test_rendering.py", "tests/engine/test_vllm.py")
+# What takes longest begins first, so that no process is left alone with it at the end.
+FIRST = ("vllm", "tests/system/", "tests/resume/", "tests/engine/")
+
+
+def group_of(nodeid: str) -> str:
+    """Tests of one group run in the same process, in their order: those of a file and a column, which share what they
+    start; and all that start vLLM."""
+    file, _, name = nodeid.partition("::")
+    parameters = name.partition("[")[2].rstrip("]").split("-")
+    column = next((each for each in ("embedded", "production") if each in parameters), "")
+    if file in VLLM_FILES or (file.startswith("tests/system/") and column == "production"):
+        return "vllm"
+    return f"{file} {column}"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """How the tests are shared out among processes: by group. (xdist's own marks for groups do nothing under pytest 9.2.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return ByGroup(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where they are shared out, the longest groups come first."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        groups = {item: group_of(item.nodeid) for item in items}
+        items.sort(key=lambda item: next((n for n, start in enumerate(FIRST) if groups[item].startswith(start)), 9))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: a full collection of garbage, which libraries ask for, need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def unavailable(reason: str) -> None:
@@ -60,7 +103,7 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if request.param == "embedded":
         yield Backend("embedded", home)
         return
-    name, number = f"burnish_test_{secrets.token_hex(4)}", 9
+    name, number = f"burnish_test_{secrets.token_hex(4)}", REDIS_NUMBER
     try:
         admin = psycopg.connect(f"{POSTGRES}/postgres", autocommit=True, connect_timeout=3)
         queue = redis.Redis.from_url(f"{REDIS}/{number}", socket_connect_timeout=3)
@@ -164,10 +207,10 @@ def client(service: str) -> Iterator[httpx.Client]:
         yield client
 
 
-def eventually(condition: Callable[[], T], seconds: float, what: str = "the condition") -> T:
-    """The first true value of `condition`; fails when there is none within `seconds`."""
+def eventually(condition: Callable[[], T], seconds: float, what: str = "the condition", every: float = 0.05) -> T:
+    """The first true value of `condition`, looked at `every` so many seconds; fails when there is none within `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"{what} did not hold within {seconds} s"
-        time.sleep(0.05)
+        time.sleep(every)
     return value

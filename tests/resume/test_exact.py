@@ -36,7 +36,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 # Goes on training an adapter that another run made.
 FURTHER = "an adapter"
 SHAPES[FURTHER] = {"method": {"dropout": 0.1}, "hyperparameters": {"epochs": 2, "checkpoint_every": 2}}
-KILLS_PER_SHAPE = 5
+KILLED_RUNS = int(os.environ.get("BURNISH_TEST_KILLS", "4"))  # of each shape; `make test-all` has more
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,7 @@ def test_killed_at_any_event_it_goes_on_as_if_nothing_had_been(make_spec: Make, 
         spec = spec.model_copy(update={"adapter": str(tmp_path / "before/adapter")})
     expected, events = undisturbed(spec, tmp_path / "whole")
     chance = random.Random(shape)
-    for number in range(KILLS_PER_SHAPE):
+    for number in range(KILLED_RUNS):
         kills = [chance.randint(1, len(events)) for _ in range(chance.choice((1, 1, 2)))]
         found = disturbed(spec, tmp_path / str(number), kills)
         assert_same(found, expected)

@@ -27,7 +27,7 @@ def running(backend: Backend) -> Iterator[Service]:
             "BURNISH_ENGINE": engine,
             "BURNISH_LEASE_SECONDS": "6",
             "BURNISH_STOP_GRACE_SECONDS": "5",
-            "OMP_NUM_THREADS": "2",
+            "OMP_NUM_THREADS": "1",  # several run side by side, and a small model is quickest so
         }
     )
     try:

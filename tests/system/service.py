@@ -16,6 +16,8 @@ from demo.service import is_up, start_service
 from tests.conftest import eventually
 
 ENDED = {"succeeded", "failed", "cancelled"}
+# Between two looks at a job; one costs the service as much as a step of a small training.
+LOOK_SECONDS = 0.2
 
 
 @dataclass
@@ -78,10 +80,10 @@ class Service:
 
     def ended(self, id: str, seconds: float = 300) -> dict[str, Any]:
         """The job once it has ended."""
-        eventually(lambda: self.job(id)["status"] in ENDED, seconds, f"the end of {id} ({self.job(id)})")
+        eventually(lambda: self.job(id)["status"] in ENDED, seconds, f"the end of {id} ({self.job(id)})", LOOK_SECONDS)
         return self.job(id)
 
     def training(self, id: str) -> dict[str, Any]:
         """The job once it has made a step, and has more before it."""
-        eventually(lambda: (self.job(id)["progress"] or {}).get("step", 0) > 0, 120, "a first step")
+        eventually(lambda: (self.job(id)["progress"] or {}).get("step", 0) > 0, 120, "a first step", LOOK_SECONDS)
         return self.job(id)

@@ -13,16 +13,16 @@ from safetensors.torch import load_file, save_file
 from app.kit import storage
 from demo.service import ask
 from tests.conftest import DEMO_BASE, eventually
-from tests.system.service import Service
+from tests.system.service import LOOK_SECONDS, Service
 
-# Enough steps that a kill falls in the middle; nothing is deployed, for these are about training.
-LONG = {"hyperparameters": {"epochs": 6, "checkpoint_every": 3}, "deploy": {"mode": "none"}}
+# 36 short steps, enough that a kill falls in the middle; nothing is deployed, for these are about training.
+LONG = {"hyperparameters": {"epochs": 6, "batch_size": 8, "checkpoint_every": 3}, "deploy": {"mode": "none"}}
 
 
 @pytest.fixture(scope="module")
 def rows(rows: bytes) -> bytes:
     """A smaller dataset: these tests are about how jobs end, not about what they learn."""
-    return b"\n".join(rows.splitlines()[:160])
+    return b"\n".join(rows.splitlines()[:48])
 
 
 def outcomes(job: dict[str, Any]) -> list[str]:
@@ -32,11 +32,11 @@ def outcomes(job: dict[str, Any]) -> list[str]:
 def saved(service: Service, id: str, count: int) -> None:
     """Waits until the running job has had so many checkpoints."""
 
-    def events() -> int:
-        found = service.client.get(f"/jobs/{id}/events", params={"limit": 1000}).json()["data"]
-        return sum(event["type"] == "checkpoint" for event in found)
+    def newest() -> int:
+        kept = service.client.get(f"/jobs/{id}/checkpoints").json()["data"]
+        return max((checkpoint["step"] for checkpoint in kept), default=0)
 
-    eventually(lambda: events() >= count, 120, f"{count} checkpoints")
+    eventually(lambda: newest() >= 3 * count, 300, f"{count} checkpoints", LOOK_SECONDS)
 
 
 def series(service: Service, id: str) -> list[tuple[int, float]]:

@@ -33,8 +33,13 @@ def questions() -> list[tuple[str, str]]:
     return [(user_turn(row), row["output"]) for row in rows]
 
 
-def accuracy(service: Service, model: str, questions: list[tuple[str, str]]) -> float:
-    answers = ask_all(service.client, model, [question for question, _ in questions])
+@pytest.fixture(scope="module")
+def answers(running: Service, tuned: dict[str, Any], questions: list[tuple[str, str]]) -> list[str]:
+    """What the fine-tune says to the questions."""
+    return ask_all(running.client, tuned["model"]["name"], [question for question, _ in questions])
+
+
+def accuracy(answers: list[str], questions: list[tuple[str, str]]) -> float:
     return sum(given == right for given, (_, right) in zip(answers, questions, strict=True)) / len(questions)
 
 
@@ -51,21 +56,21 @@ def test_a_job_at_the_defaults_succeeds_and_tells_how_it_went(running: Service, 
 
 
 def test_the_fine_tune_answers_what_the_base_cannot(
-    running: Service, tuned: dict[str, Any], questions: list[tuple[str, str]]
+    running: Service, answers: list[str], questions: list[tuple[str, str]]
 ) -> None:
-    assert accuracy(running, "demo-base", questions) <= 0.05
-    assert accuracy(running, tuned["model"]["name"], questions) >= 0.25
+    some = questions[:10]  # the base's answers have no end
+    assert accuracy(ask_all(running.client, "demo-base", [question for question, _ in some]), some) == 0
+    assert accuracy(answers, questions) >= 0.25
 
 
 def test_merged_weights_answer_as_the_adapter_does(
-    running: Service, dataset: str, tuned: dict[str, Any], questions: list[tuple[str, str]]
+    running: Service, dataset: str, answers: list[str], questions: list[tuple[str, str]]
 ) -> None:
     job = running.ended(running.create(dataset, validation={"fraction": 0.1}, deploy={"mode": "merged"}))
     assert job["status"] == "succeeded", job["error"]
     assert running.client.get(f"/models/{job['model']['name']}").json()["kind"] == "merged"
-    asked = [question for question, _ in questions]
-    merged, adapter = (ask_all(running.client, name, asked) for name in (job["model"]["name"], tuned["model"]["name"]))
-    assert sum(map(str.__eq__, merged, adapter)) >= 0.9 * QUESTIONS, list(zip(merged, adapter, strict=True))
+    merged = ask_all(running.client, job["model"]["name"], [question for question, _ in questions])
+    assert sum(map(str.__eq__, merged, answers)) >= 0.9 * QUESTIONS, list(zip(merged, answers, strict=True))
 
 
 def test_a_checkpoint_of_a_finished_job_answers_and_is_trained_on(
