@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
-from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.monitoring import service
@@ -12,6 +11,11 @@ from app.projects.access import ToAdminister
 router = APIRouter(tags=["service"])
 
 
-@router.get("/metrics", summary="How the service is, for Prometheus", response_class=PlainTextResponse)
+@router.get(
+    "/metrics",
+    summary="How the service is, for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
 def get_metrics(project: ToAdminister) -> Response:
     return Response(service.exposition(), media_type=CONTENT_TYPE_LATEST)

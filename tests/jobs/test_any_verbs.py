@@ -91,13 +91,20 @@ class Jobs(RuleBasedStateMachine):
         self.claims: list[tuple[Job, Expected]] = []
 
     @initialize()
-    def nothing_there(self) -> None:
+    def three_jobs(self) -> None:
+        """One that failed, one that runs and one that is paused, and no others."""
         with writing() as session:
             session.execute(delete(Job))
+        for _ in range(3):
+            self.create()
+        self.claim()
+        self.fail(0)
+        self.claim()
+        self.pause(2)
 
     # What users do.
 
-    @precondition(lambda self: len(self.jobs) < 4)
+    @precondition(lambda self: len(self.jobs) < 5)
     @rule()
     def create(self) -> None:
         answer = self.client.post("/jobs", json={"base_model": "demo-base", "dataset": self.dataset})
@@ -352,7 +359,7 @@ def test_whatever_is_said_and_done_in_any_order_jobs_are_as_promised(client: htt
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         lambda: Jobs(client, dataset),
         settings=settings(
-            max_examples=EXAMPLES or 8,
+            max_examples=EXAMPLES or 5,
             stateful_step_count=25,
             deadline=None,
             derandomize=not EXAMPLES,
