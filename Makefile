@@ -6,7 +6,7 @@ VLLM := .venv-vllm
 SERVICE := $(VENV)/.installed
 ENGINE := $(VLLM)/.installed
 
-.PHONY: help demo up test test-all lint install benchmark-reviews benchmark-control-plane clean
+.PHONY: help demo up test test-all lint install benchmark-reviews benchmark-control-plane benchmark-first-step clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -39,6 +39,9 @@ benchmark-reviews: install ## Accuracy on real reviews: base, fine-tune, naive B
 
 benchmark-control-plane: install ## Latencies with a thousand and with a million finished jobs, on PostgreSQL
 	$(VENV)/bin/python benchmarks/control_plane.py
+
+benchmark-first-step: install ## Seconds from POST /jobs to the first optimiser step
+	$(VENV)/bin/python benchmarks/first_step.py
 
 clean: ## Remove the environments (the state in .burnish stays)
 	rm -rf $(VENV) $(VLLM)

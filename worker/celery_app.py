@@ -8,6 +8,7 @@ from typing import Any
 from celery import Celery, signals
 
 from app.kit.queue import celery_settings, wake
+from worker import trainers
 from worker.presence import presence, shutting_down
 
 RECONCILE_SECONDS = 3.0
@@ -35,6 +36,8 @@ def _on_ready(sender: Any, **_: Any) -> None:
     presence(_queue(sender)).begin()
     celery.send_task("worker.tasks.reconcile", queue="housekeeping")
     wake("train")
+    if "training" in celery.amqp.queues.consume_from:
+        trainers.keep_warm()
 
 
 @signals.worker_shutdown.connect

@@ -32,7 +32,7 @@ from app.models.tables import Model
 from app.secrets.service import reveal
 from app.settings import REPOSITORY, get_settings
 from worker.hubs import HUBS, parse
-from worker.supervisor import KEPT_VARIABLES
+from worker.trainers import KEPT_VARIABLES
 
 log = logging.getLogger(__name__)
 

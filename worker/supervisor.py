@@ -7,14 +7,12 @@ import hashlib
 import json
 import logging
 import math
-import os
 import queue
 import shutil
-import sys
 import threading
 import time
 from pathlib import Path
-from subprocess import PIPE, Popen
+from subprocess import Popen
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
@@ -27,11 +25,12 @@ from app.jobs.tables import Job
 from app.kit import storage
 from app.kit.database import reading, writing
 from app.kit.leases import LeaseLost
-from app.kit.processes import spawn, stop
+from app.kit.processes import stop
 from app.models.bases import foundation, weights_folder
 from app.models.own_code import runs_own_code
 from app.models.tables import Model
-from app.settings import REPOSITORY, get_settings
+from app.settings import get_settings
+from worker import trainers
 from worker.fitness import unfit
 from worker.log_tail import log_file, next_lines
 from worker.memory import MemoryWatch
@@ -200,17 +199,13 @@ def _train(job: Job, gpus: list[str], workspace: Path, beat: Beat) -> dict[str, 
             "hint": None,
         }
     (workspace / "spec.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")
-    command = [sys.executable, "-m", "worker.trainer", str(workspace / "spec.json"), str(workspace / "out")]
-    with beat.log.open("wb") as stderr:
-        trainer = spawn(
-            command, env=_trainer_environment(), cwd=REPOSITORY, stdout=PIPE, stderr=stderr,
-            grace_seconds=get_settings().stop_grace_seconds,
-        )  # fmt: skip
+    trainer = trainers.start(workspace / "spec.json", workspace / "out", beat.log)
     memory = MemoryWatch(trainer.pid)
     said: queue.Queue[dict[str, Any]] = queue.Queue()
     reader = threading.Thread(target=_read_events, args=(trainer, said), daemon=True)
     reader.start()
     failed: dict[str, Any] | None = None
+    loading = True
     try:
         while reader.is_alive() or not said.empty():
             reader.join(BEAT_SECONDS)
@@ -218,6 +213,9 @@ def _train(job: Job, gpus: list[str], workspace: Path, beat: Beat) -> dict[str, 
             events = [said.get_nowait() for _ in range(said.qsize())]
             failed = next((event for event in events if event["type"] == "failed"), failed)
             beat(events)
+            if loading and any(event["type"] == "step" for event in events):
+                loading = False
+                trainers.keep_warm()
             _keep_checkpoints(job, events, beat)
     except Stop as stopped:
         stop(trainer, get_settings().stop_grace_seconds)
@@ -230,6 +228,8 @@ def _train(job: Job, gpus: list[str], workspace: Path, beat: Beat) -> dict[str, 
     finally:
         code = stop(trainer, get_settings().stop_grace_seconds)
         beat.write_last_lines()
+        if loading and not beat.shutting_down.is_set():
+            trainers.keep_warm()
     if code == FINISHED:
         return None
     if failed is None and (ran_out := memory.ran_out()):
@@ -297,18 +297,6 @@ def _weights_hash(folder: Path) -> str:
             while part := stream.read(2**20):
                 hashed.update(part)
     return hashed.hexdigest()
-
-
-# What a trainer may know of the environment: nothing of the service's settings, so no credential.
-KEPT_VARIABLES = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TZ")
-KEPT_PREFIXES = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NVIDIA_", "NCCL_", "PYTORCH_", "TORCH_", "TRITON_")
-
-
-def _trainer_environment() -> dict[str, str]:
-    kept = {
-        name: value for name, value in os.environ.items() if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES)
-    }
-    return kept | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", "PYTHONUNBUFFERED": "1"}
 
 
 def _read_events(trainer: Popen[bytes], said: queue.Queue[dict[str, Any]]) -> None:

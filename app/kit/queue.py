@@ -8,10 +8,15 @@ from typing import Literal
 
 from celery import Celery
 from kombu.exceptions import ChannelError
+from kombu.transport.sqlalchemy import Transport
 
 from app.settings import get_settings
 
 log = logging.getLogger(__name__)
+
+# How often a worker asks the embedded queue. By default once a second, which a job would wait for; and as an option of the
+# transport kombu would hand it to SQLAlchemy, which refuses it.
+Transport.polling_interval = 0.2
 
 # What can be woken: the Celery task (defined in the worker) and the queue that it is read from.
 Wakeable = Literal["train", "download", "deliver"]

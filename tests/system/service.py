@@ -51,6 +51,18 @@ class Service:
                 found.append(process)
         return found
 
+    def trainers(self, id: str) -> list[psutil.Process]:
+        """The trainers at work on a job: one that waited for it does not name it in its command, but writes its log."""
+        found = []
+        for process in self.processes("worker.trainer"):
+            try:
+                log = os.readlink(f"/proc/{process.pid}/fd/2")
+            except OSError:  # it has ended
+                continue
+            if Path(log).name.startswith(f"{id}-"):
+                found.append(process)
+        return found
+
     def kill(self, word: str) -> None:
         """SIGKILL to every process of the service whose command has the word."""
         victims = self.processes(word)

@@ -95,7 +95,7 @@ def test_a_job_that_is_paused_and_one_whose_worker_is_stopped_go_on_where_they_w
     saved(running, id, 1)
     running.client.post(f"/jobs/{id}/pause").raise_for_status()
     eventually(lambda: running.job(id)["status"] == "paused", 30, "the pause")
-    eventually(lambda: not running.processes("worker.trainer"), 15, "the trainer's end")
+    eventually(lambda: not running.trainers(id), 15, "the trainer's end")
     at = running.job(id)["progress"]["step"]
     running.client.post(f"/jobs/{id}/resume").raise_for_status()
     eventually(lambda: len(running.job(id)["attempts"]) == 2, 30, "a second attempt")
@@ -117,7 +117,7 @@ def test_a_running_job_can_be_cancelled(running: Service, dataset: str) -> None:
     running.client.post(f"/jobs/{id}/cancel")
     job = running.ended(id, 30)
     assert (job["status"], outcomes(job)) == ("cancelled", ["cancelled"])
-    eventually(lambda: not running.processes("worker.trainer"), 15, "the trainer's end")
+    eventually(lambda: not running.trainers(id), 15, "the trainer's end")
 
 
 def test_a_dataset_cannot_go_while_a_job_uses_it(running: Service, rows: bytes) -> None:

@@ -17,7 +17,7 @@ from app.settings import Settings
 from tests.conftest import serving, settings_of
 from worker.engine import embedded, vllm
 from worker.engine.running import _without_secrets
-from worker.supervisor import _trainer_environment
+from worker.trainers import environment as trainer_environment
 
 SECRETS = (
     "BURNISH_ADMIN_KEY", "BURNISH_SECRET_KEY", "BURNISH_DATABASE_URL", "HF_TOKEN", "MODELSCOPE_API_TOKEN",
@@ -25,7 +25,7 @@ SECRETS = (
 )  # fmt: skip
 
 ENVIRONMENTS: dict[str, Callable[[], dict[str, str]]] = {
-    "trainer": _trainer_environment,
+    "trainer": trainer_environment,
     "vLLM": lambda: _without_secrets(vllm.environment(Settings())),
     "embedded engine": lambda: _without_secrets(embedded.environment(Settings())),
 }

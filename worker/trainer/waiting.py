@@ -1,0 +1,45 @@
+"""A trainer that has its imports done before there is a job: it waits for one line, runs that job, and ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from queue import SimpleQueue
+
+_OOM_SCORE = Path("/proc/self/oom_score_adj")
+
+
+def receive() -> SimpleQueue[list[str] | None]:
+    """Reads one line from standard input while the caller imports: {"spec", "out", "log": paths}. The queue
+    gets the arguments of the run, [spec, out]; None where the input ended without a line.
+
+    From the line on standard error is the log, so that it also holds an import that fails.
+    """
+    received: SimpleQueue[list[str] | None] = SimpleQueue()
+    usual = _OOM_SCORE.read_text()
+    _OOM_SCORE.write_text("1000")  # where memory runs out, what only waits goes first
+
+    def read() -> None:
+        with os.fdopen(os.dup(0), "rb", buffering=0) as stream:  # no lock that the end of the process would wait for
+            line = stream.readline()
+        if not line.endswith(b"\n"):
+            received.put(None)
+            return
+        _OOM_SCORE.write_text(usual)
+        given = json.loads(line)
+        with open(given["log"], "ab") as log:
+            for descriptor in (1, 2):
+                os.dup2(log.fileno(), descriptor)
+        received.put([given["spec"], given["out"]])
+
+    threading.Thread(target=read, daemon=True).start()
+    return received
+
+
+def import_all() -> None:
+    """What a run imports, also what it would import only on its way."""
+    import transformers.models.qwen2.modeling_qwen2  # noqa: F401  # an example: what its kind needs is the most of it
+
+    import worker.trainer.run  # noqa: F401

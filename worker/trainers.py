@@ -1,0 +1,109 @@
+"""Trainer processes: what they may know of the environment, and the spares that wait with their imports done.
+
+A spare runs one job and ends, so that nothing is carried from job to job. Where none is there the trainer starts cold, which
+does the same a few seconds later.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import sysconfig
+import threading
+from pathlib import Path
+from subprocess import PIPE, Popen
+from typing import NamedTuple
+
+from app.kit.processes import spawn, stop
+from app.settings import REPOSITORY, get_settings
+from worker.slots import own_slots
+
+log = logging.getLogger(__name__)
+
+# What a trainer may know of the environment: nothing of the service's settings, so no credential.
+KEPT_VARIABLES = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TZ")
+KEPT_PREFIXES = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NVIDIA_", "NCCL_", "PYTORCH_", "TORCH_", "TRITON_")
+
+
+class _Spare(NamedTuple):
+    process: Popen[bytes]
+    code: int  # of `_code()` when it was started
+
+
+_spares: list[_Spare] = []
+_lock = threading.Lock()
+
+
+def environment() -> dict[str, str]:
+    """A trainer's environment variables."""
+    kept = {
+        name: value for name, value in os.environ.items() if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES)
+    }
+    return kept | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", "PYTHONUNBUFFERED": "1"}
+
+
+def start(spec: Path, out: Path, log_path: Path) -> Popen[bytes]:
+    """A trainer on this spec, by a spare where there is one. Its events come on `stdout`, its errors go to `log_path`."""
+    with log_path.open("wb"):
+        pass
+    line = {"spec": str(spec), "out": str(out), "log": str(log_path)}
+    while (spare := _take()) is not None:
+        try:
+            assert spare.stdin is not None
+            with spare.stdin as stdin:
+                stdin.write(json.dumps(line).encode() + b"\n")
+        except BrokenPipeError:  # it died this moment
+            continue
+        spare.stdin = None  # as of one that was started cold; `communicate` would flush it
+        return spare
+    with log_path.open("wb") as stderr:
+        return spawn(
+            [sys.executable, "-m", "worker.trainer", str(spec), str(out)], env=environment(),
+            cwd=REPOSITORY, stdout=PIPE, stderr=stderr, grace_seconds=get_settings().stop_grace_seconds,
+        )  # fmt: skip
+
+
+def keep_warm() -> None:
+    """Starts spares until there is one a training slot. To be called when no job is loading, with which they would
+    compete for the cores."""
+    with _lock:
+        try:
+            _drop_unusable()
+            while len(_spares) < own_slots().count:
+                _spares.append(_Spare(_spawn_spare(), _code()))
+        except OSError as error:  # no memory, no disk: a job starts cold, or says so
+            log.warning("no trainer can be kept warm: %s", error)
+
+
+def _take() -> Popen[bytes] | None:
+    with _lock:
+        _drop_unusable()
+        return _spares.pop(0).process if _spares else None
+
+
+def _drop_unusable() -> None:
+    """Ends the spares that died, and those that would import the rest of what they need from other versions."""
+    code = _code()
+    for spare in [spare for spare in _spares if spare.process.poll() is not None or spare.code != code]:
+        _spares.remove(spare)
+        log.warning("a waiting trainer is replaced: it ended, or the code changed since it was started")
+        stop(spare.process, 0)
+        for pipe in (spare.process.stdin, spare.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def _spawn_spare() -> Popen[bytes]:
+    # The home says in the list of processes whose spare it is.
+    return spawn(
+        [sys.executable, "-m", "worker.trainer", "--wait", str(get_settings().home.resolve())], env=environment(),
+        cwd=REPOSITORY, stdin=PIPE, stdout=PIPE, grace_seconds=get_settings().stop_grace_seconds,
+    )  # fmt: skip
+
+
+def _code() -> int:
+    """Changes when a package is installed or a file of the service is replaced, in nanoseconds."""
+    files = (path for part in ("app", "worker") for path in (REPOSITORY / part).rglob("*.py"))
+    return max(path.stat().st_mtime_ns for path in (Path(sysconfig.get_path("purelib")), *files))
