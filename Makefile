@@ -6,7 +6,7 @@ VLLM := .venv-vllm
 SERVICE := $(VENV)/.installed
 ENGINE := $(VLLM)/.installed
 
-.PHONY: help demo up test test-all lint install benchmark-reviews benchmark-control-plane benchmark-first-step clean
+.PHONY: help demo up test test-all chaos lint install benchmark-reviews benchmark-control-plane benchmark-first-step clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -33,6 +33,9 @@ test: install lint ## Run every test
 
 test-all: install lint ## Run every test, with more kills of each training that must go on exactly
 	BURNISH_TEST_KILLS=20 $(PYTEST)
+
+chaos: install ## Kill and stop everything under load: make chaos N=200 SEED=1
+	$(VENV)/bin/python -m tests.chaos $(or $(N),200) $(or $(SEED),1)
 
 benchmark-reviews: install ## Accuracy on real reviews: base, fine-tune, naive Bayes
 	$(VENV)/bin/python benchmarks/reviews.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,7 @@ def publish(job: Job, output: Path) -> Model:
     """Stores the trainer's output and then inserts the model's row, which is the commit. Raises `LeaseLost`."""
     key = f"artifacts/{job.id}/{job.attempt}"
     manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
+    shutil.rmtree(output / "checkpoints", ignore_errors=True)  # one that could not be kept is no part of the outcome
     stored = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     with attempts.renewing(job):
         storage.put_folder(output, key)

@@ -166,6 +166,9 @@ def _attempt(job: Job, slots: Slots, workspace: Path, beat: Beat) -> None:
         if model is None:
             failure = _train(job, slots.gpus_of(job), workspace, beat)
             model = publish(job, workspace / "out") if failure is None else None
+        else:
+            with writing() as session:
+                attempts.recall(session, attempts.hold(session, job))
         if model is not None:
             deploy(job, model, beat)
     except Stop as stop:

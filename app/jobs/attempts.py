@@ -190,6 +190,13 @@ def _start(session: Session, row: Job, fields: dict[str, Any]) -> None:
     add_event(session, row, "resumed", f"Goes on {how} from step {step}.", step=step, resume=attempt.resume)
 
 
+def recall(session: Session, row: Job) -> None:
+    """Shows on the held row how far the training came: an earlier attempt brought it to its end, and this one only deploys."""
+    newest = select(Metric).where(Metric.job_id == row.id).order_by(Metric.step.desc()).limit(1)
+    if last := session.scalars(newest).first():
+        _progress(row, step=last.step, total_steps=last.step, **{key: last.data[key] for key in ("epoch", "loss")})
+
+
 def _attempt(row: Job) -> Attempt:
     """The attempt that the held row is under."""
     return next(attempt for attempt in row.attempts if attempt.number == row.attempt)

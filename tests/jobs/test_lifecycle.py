@@ -148,3 +148,12 @@ def test_what_the_trainer_says_becomes_metrics_progress_and_events(client: httpx
     events = client.get(f"/jobs/{job['id']}/events").json()["data"]
     assert [event["id"] for event in events] == list(range(1, len(events) + 1))
     assert {"phase", "progress", "validation", "warning"} <= {event["type"] for event in events}
+    # Its model was stored; the attempt after this one only deploys it, and still tells how far the training came.
+    with writing() as session:
+        attempts.hand_over(session, attempts.hold(session, claimed))
+    again = attempts.claim("elsewhere")
+    assert again is not None
+    with writing() as session:
+        attempts.recall(session, attempts.hold(session, again))
+    progress = client.get(f"/jobs/{job['id']}").json()["progress"]
+    assert (progress["step"], progress["total_steps"], progress["loss"]) == (2, 2, 2.0)

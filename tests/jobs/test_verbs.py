@@ -120,6 +120,12 @@ def test_a_retry_goes_on_from_the_last_checkpoint_with_attempts_anew(client: htt
         assert client.get(f"/jobs/{job['id']}").json()["status"] == "queued"
 
 
+def test_a_retry_is_not_ended_by_a_wish_that_came_too_late(client: httpx.Client, job: dict[str, Any]) -> None:
+    put(job["id"], status="failed", cancel_requested=True, pause_requested=True)
+    shown = client.post(f"/jobs/{job['id']}/retry").json()
+    assert (shown["status"], shown["cancel_requested"], shown["pause_requested"]) == ("queued", False, False)
+
+
 def test_a_retry_needs_what_the_job_is_made_of(client: httpx.Client, job: dict[str, Any]) -> None:
     client.post(f"/jobs/{job['id']}/cancel").raise_for_status()
     own = client.post("/datasets", content=jsonl([new_row()])).raise_for_status().json()["id"]

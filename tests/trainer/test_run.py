@@ -56,6 +56,16 @@ def test_a_run_takes_as_many_steps_as_epochs_and_max_steps_allow(
     assert of_type(events, "started")[0]["total_steps"] == len(of_type(events, "step")) == steps
 
 
+def test_checkpoints_may_be_taken_away_while_others_are_made(train: Run, tmp_path: Path) -> None:
+    """As a supervisor does. A link to nothing is there when names are read and gone when it is opened."""
+    folder = tmp_path / "out" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "step-0").symlink_to("taken")
+    events = train(hyperparameters={"epochs": 1, "checkpoint_every": 2})
+    assert [each["step"] for each in of_type(events, "checkpoint")] == [2, 4, 6]
+    assert events[-1]["type"] == "finished"
+
+
 def test_the_last_step_is_validated_within_an_epoch_too(train: Run) -> None:
     events = train(hyperparameters={"epochs": 1.5}, validation={"fraction": 0.1})
     assert [validation["step"] for validation in of_type(events, "validation")] == [5, 8]

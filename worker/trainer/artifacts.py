@@ -34,14 +34,19 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n", encoding="utf-8")
 
 
-def sync(folder: Path) -> None:
-    """Forces every file and folder below, and the folder itself, to disk."""
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def sync(made: Path) -> None:
+    """Forces a file, or a folder and all that is below it, to disk."""
+    for path in [*made.rglob("*"), made]:
+        sync_entry(path)
+
+
+def sync_entry(path: Path) -> None:
+    """Forces one file, or the names that one folder holds, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def made_with(dtype: torch.dtype, autocasts: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from worker.trainer.artifacts import sync
+from worker.trainer.artifacts import sync, sync_entry
 from worker.trainer.failures import Failure
 
 STATE = "run.json"
@@ -76,7 +76,7 @@ def commit(staged: Path, target: Path, state: RunState) -> None:
     (staged / STATE).write_text(state.model_dump_json(indent=1), encoding="utf-8")
     sync(staged)
     os.replace(staged, target)
-    sync(target.parent)
+    sync_entry(target.parent)  # and not what is below: earlier checkpoints are taken from there meanwhile
 
 
 def _shown(value: Any) -> str:

@@ -154,7 +154,10 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
         "seconds": round(perf_counter() - began, 3),
     }
     artifacts.write_json(out / "manifest.json", about | {"result": result})
-    artifacts.sync(out)
+    for made in out.iterdir():
+        if made != checkpoints.folder:  # whose checkpoints are taken away meanwhile
+            artifacts.sync(made)
+    artifacts.sync_entry(out)
     emit("finished", step=outcome.steps, **{name: value for name, value in result.items() if name != "steps"})
 
 

@@ -1,0 +1,191 @@
+"""The load under which the faults fall: jobs of every kind, sent by clients that try again until they are answered."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from demo.text import sample_rows
+from tests.chaos.world import World
+from tests.conftest import DEMO_BASE
+
+ROWS = "\n".join(json.dumps(row, ensure_ascii=False) for row in sample_rows(40, seed=3)).encode()
+ENDED = ("succeeded", "failed", "cancelled")
+# Jobs of the load that have not ended yet, at most.
+AT_ONCE = 5
+POISON = "poison"
+BAD_DATA = "bad data"
+
+# What is trained, by name: jobs of one shape must come to the same bits, however they were disturbed.
+SHAPES: dict[str, dict[str, Any]] = {
+    "short": {"hyperparameters": {"epochs": 3, "batch_size": 4, "checkpoint_every": 4}},
+    "validated": {
+        "hyperparameters": {"epochs": 8, "batch_size": 4, "checkpoint_every": 5},
+        "validation": {"fraction": 0.1},
+    },
+    "dropout": {
+        "hyperparameters": {"epochs": 12, "batch_size": 4, "seed": 7},
+        "method": {"dropout": 0.1, "rank": 4},
+    },
+    "long": {"hyperparameters": {"epochs": 100, "max_steps": 600, "batch_size": 4, "checkpoint_every": 15}},
+}
+SPECIAL: dict[str, dict[str, Any]] = {
+    POISON: SHAPES["long"],
+    # Rows of which nothing is left to learn.
+    BAD_DATA: {"hyperparameters": {"max_length": 8}, "check": {"max_cut_share": 0}},
+}
+DEPLOY = ("none", "adapter", "adapter", "merged")
+
+
+def make_base(folder: Path) -> Path:
+    """The demo model's tokenizer and template on random weights, so small that a trainer spends its time on starting."""
+    shutil.copytree(DEMO_BASE, folder, ignore=shutil.ignore_patterns("model.safetensors", "README.md"))
+    config = AutoConfig.from_pretrained(folder)
+    config.hidden_size, config.intermediate_size, config.num_hidden_layers = 32, 64, 2
+    config.layer_types = ["full_attention"] * 2
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@dataclass
+class Sent:
+    """A job of the load, and what was said of it: (verb, HTTP status or None, the job's status in the answer)."""
+
+    number: int
+    shape: str
+    deploy: str
+    id: str | None = None
+    said: list[tuple[str, int | None, str | None]] = field(default_factory=list)
+
+    @property
+    def body(self) -> dict[str, Any]:
+        fixed = {"base_model": "tiny", "deploy": {"mode": self.deploy}, "metadata": {"number": str(self.number)}}
+        return fixed | (SHAPES | SPECIAL)[self.shape]
+
+    def was_told(self, verb: str) -> bool:
+        """Whether the verb may have been carried out: it was answered well, or not at all."""
+        return any(said == verb and (status is None or status < 300) for said, status, _ in self.said)
+
+
+@dataclass
+class Load:
+    """What was sent. One lock for all, because faults say verbs while the load goes on."""
+
+    world: World
+    random: random.Random
+    # Sent by the load itself, at most.
+    most: int
+    dataset: str = ""
+    jobs: list[Sent] = field(default_factory=list)
+    # Datasets by name that a client was told are there, and those that it took back.
+    datasets: dict[str, str] = field(default_factory=dict)
+    deleted_datasets: set[str] = field(default_factory=set)
+    deleted_models: set[str] = field(default_factory=set)
+    ending: threading.Event = field(default_factory=threading.Event)
+    settled: threading.Event = field(default_factory=threading.Event)
+
+    def ask(
+        self, method: str, path: str, *, key: str | None = None, seconds: float = 240, **arguments: Any
+    ) -> httpx.Response:
+        """The answer, asked for until there is one that is no 5xx: what a careful client does. A key makes it safe."""
+        headers = {"Idempotency-Key": key} if key else {}
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                with self.world.client() as client:
+                    answer = client.request(method, path, headers=headers, **arguments)
+                if answer.status_code < 500:
+                    return answer
+                why = answer.text
+            except httpx.TransportError as error:
+                why = repr(error)
+            assert time.monotonic() < deadline, f"{method} {path} had no answer within {seconds} s: {why}"
+            time.sleep(0.3)
+
+    def prepare(self) -> None:
+        """Uploads the rows and registers the base model."""
+        source = make_base(self.world.folder / "tiny")
+        answer = self.ask("POST", "/models", key="tiny", json={"name": "tiny", "source": str(source)})
+        assert answer.status_code == 201, answer.text
+        answer = self.ask("POST", "/datasets", params={"name": "rows"}, content=ROWS)
+        assert answer.status_code in (200, 201), answer.text
+        self.dataset = answer.json()["id"]
+
+    def send(self, shape: str, deploy: str) -> Sent:
+        """Posts a job until it is accepted."""
+        sent = Sent(len(self.jobs), shape, deploy)
+        self.jobs.append(sent)
+        answer = self.ask("POST", "/jobs", key=f"job-{sent.number}", json=sent.body | {"dataset": self.dataset})
+        assert answer.status_code == 202, answer.text
+        sent.id = answer.json()["id"]
+        return sent
+
+    def status(self, sent: Sent) -> str:
+        """The job's state now, or `deleted`."""
+        answer = self.ask("GET", f"/jobs/{sent.id}")
+        return "deleted" if answer.status_code == 404 else str(answer.json()["status"])
+
+    def run(self) -> None:
+        """Sends jobs as long as there is room, until `ending`."""
+        kinds = islice(self._kinds(), self.most)
+        while not self.ending.is_set():
+            live = sum(sent.id is not None and self.status(sent) not in (*ENDED, "deleted") for sent in self.jobs[-40:])
+            if live < AT_ONCE and (kind := next(kinds, None)):
+                self.send(*kind)
+            self.ending.wait(0.5)
+
+    def _kinds(self) -> Iterator[tuple[str, str]]:
+        """What is sent, in this order: one of each first, so that a short load has all."""
+        yield "long", "adapter"
+        yield POISON, "none"
+        yield "validated", "none"
+        yield BAD_DATA, "none"
+        yield "dropout", "merged"
+        while True:
+            yield self.random.choice(list(SHAPES)), self.random.choice(DEPLOY)
+
+    def poison(self) -> None:
+        """Kills the trainers of poisonous jobs as soon as they are seen, until all is `settled`."""
+        while not self.settled.wait(0.4):
+            ids = {sent.id for sent in self.jobs if sent.shape == POISON and sent.id}
+            for trainer in self.world.processes("trainer"):
+                try:
+                    if any(id in word for word in trainer.cmdline() for id in ids):
+                        trainer.kill()
+                except psutil.NoSuchProcess:
+                    continue
+
+
+@contextmanager
+def running(load: Load) -> Iterator[None]:
+    """The load goes on while the block runs; then nothing new is sent."""
+    failures: list[BaseException] = []
+
+    def sending() -> None:
+        try:
+            load.run()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=sending, daemon=True)
+    thread.start()
+    yield
+    load.ending.set()
+    thread.join()
+    if failures:
+        raise failures[0]
