@@ -38,10 +38,9 @@ class Slots:
         """The first job in line that there is room for, with GPUs of its own; None where there is none."""
         with self._lock:
             cards, doing = self._cards(), list(self._doing.values())
-            whole, _ = rooms(cards, self.memory_gb, doing)
             # A trainer whose supervisor was killed may hold its GPU for a little longer.
             held = [index for index, gpu in self.own.items() if not gpus.is_free(gpu.uuid)]
-            _, free = rooms([card for card in cards if card["index"] not in held], self.memory_gb, doing)
+            whole, free = rooms(cards, self.memory_gb, [*doing, {"gpus": held, "memory_gb": None}])
             job = attempts.claim(self.name, whole, free)
             if job is not None:
                 wanted = whole.auto if job.gpus is None else job.gpus

@@ -22,6 +22,7 @@ FORGOTTEN_AFTER = timedelta(hours=1)
 def report(name: str, **told: Any) -> None:
     """Writes what a worker tells of itself (the columns of `Worker`), and that it was heard of now."""
     with writing() as session:
+        now = database_now(session)
         row = session.scalars(select(Worker).where(Worker.name == name)).first()
         if row is None:
             row = Worker(id=new_id("worker"), name=name)
@@ -29,7 +30,7 @@ def report(name: str, **told: Any) -> None:
         row.reason = None
         for field, value in told.items():
             setattr(row, field, value)
-        row.heard_at = database_now(session)
+        row.heard_at = now
 
 
 def leave(name: str) -> None:

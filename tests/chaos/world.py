@@ -27,6 +27,7 @@ SETTINGS = {
     "BURNISH_STOP_GRACE_SECONDS": "5",
     "BURNISH_MAX_ATTEMPTS": str(MAX_ATTEMPTS),
     "BURNISH_TRAINER_THREADS": "1",
+    "BURNISH_MIN_FREE_BYTES": str(128 * 2**20),  # of the gigabyte that its home has
     "OMP_NUM_THREADS": "1",
 }
 LOOK_SECONDS = 0.5
