@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from app.cli import backup, chat, datasets, jobs, keys, models, processes, webhooks
+from app.cli import backup, chat, datasets, jobs, keys, models, processes, webhooks, workers
 from app.cli.failure import Failure
 
 
@@ -65,6 +65,7 @@ cli.add_typer(jobs.commands, name="jobs")
 cli.add_typer(keys.commands, name="keys")
 cli.add_typer(webhooks.commands, name="webhooks")
 cli.command("chat")(chat.chat)
+cli.command("workers")(workers.workers)
 for name, command in processes.COMMANDS.items():
     cli.command(name, rich_help_panel="Service")(command)
 

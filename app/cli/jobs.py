@@ -67,6 +67,9 @@ def create(
     max_length: Annotated[int | None, typer.Option(help="Tokens; longer rows are cut.")] = None,
     validation_fraction: Annotated[float | None, typer.Option(help="Share of the rows that is held out.")] = None,
     deploy: Annotated[str | None, typer.Option(metavar="adapter|merged|none", help="How the result is served.")] = None,
+    priority: Annotated[int | None, typer.Option(help="The highest goes first. Default: 0.")] = None,
+    gpus: Annotated[str | None, typer.Option(metavar="0|1|auto", help="GPUs of its own.")] = None,
+    max_seconds: Annotated[int | None, typer.Option(help="Running longer fails it.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of order, initial adapter, dropout and split.")] = None,
     spec: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="A whole body of POST /jobs; options go over it.")
@@ -92,6 +95,9 @@ def create(
         "hyperparameters.seed": seed,
         "validation.fraction": validation_fraction,
         "deploy.mode": deploy,
+        "priority": priority,
+        "resources.gpus": int(gpus) if gpus is not None and gpus.isdigit() else gpus,
+        "max_seconds": max_seconds,
     }
     for path, value in options.items():
         if value is not None:

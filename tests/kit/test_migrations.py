@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from alembic import command
 from alembic.config import Config
+from sqlalchemy import text
 
+from app.jobs import attempts
+from app.jobs.spec import JobSpec
+from app.kit.database import DEFAULT_PROJECT, writing
 from tests.conftest import REPOSITORY
 
 
@@ -26,3 +32,38 @@ def test_a_schema_can_be_taken_back(service: str, steps: str) -> None:
     command.downgrade(config, steps)
     command.upgrade(config, "head")
     command.check(config)
+
+
+# Before this one no process knew workers, webhooks or logs, and jobs ran.
+OLD = "0004"
+
+
+def test_a_database_with_live_jobs_is_migrated_under_the_processes_of_the_version_before(service: str) -> None:
+    """They go on writing what they know of; the new ones find the jobs as they left them."""
+    config = Config(REPOSITORY / "alembic.ini")
+    command.downgrade(config, OLD)
+    now = "2026-01-01 00:00:00"
+    values = {
+        "id": "job_old", "project_id": DEFAULT_PROJECT, "name": "old", "status": "queued", "spec": JobSpec().model_dump_json(),
+        "base_model_id": "model_x", "base_model_name": "x", "dataset_id": "ds_x", "metadata": "{}", "created_at": now,
+    }  # fmt: skip
+    columns = {"attempt": 0, "cancel_requested": False, "event_count": 1} | values
+
+    def insert(row: dict[str, Any]) -> None:
+        names = ", ".join(row)
+        with writing() as session:
+            session.execute(text(f"INSERT INTO jobs ({names}) VALUES ({', '.join(f':{name}' for name in row)})"), row)
+
+    insert(columns)
+    command.upgrade(config, "head")
+    insert(columns | {"id": "job_later", "name": "later"})
+    try:
+        for id in ("job_later", "job_old"):
+            claimed = attempts.claim("new")
+            assert claimed is not None
+            assert (claimed.id, claimed.priority, claimed.max_seconds) == (id, 0, None)
+            with writing() as session:
+                attempts.cancelled(session, attempts.hold(session, claimed))
+    finally:
+        with writing() as session:
+            session.execute(text("DELETE FROM jobs WHERE id IN ('job_old', 'job_later')"))

@@ -67,8 +67,10 @@ def test_a_killed_trainer_s_job_goes_on(running: Service, killed: dict[str, Any]
     assert "SIGKILL" in killed["attempts"][0]["reason"]
     steps = [step for step, _ in series(running, killed["id"])]
     assert steps == list(range(1, killed["progress"]["total_steps"] + 1))
-    assert running.client.get(f"/jobs/{killed['id']}/checkpoints").json()["data"] == []
-    eventually(lambda: storage.folders("checkpoints") == [], 30, "the removal of checkpoints that nobody needs")
+    kept = running.client.get(f"/jobs/{killed['id']}/checkpoints").json()["data"]
+    assert [checkpoint["step"] for checkpoint in kept] == [36, 33]
+    stored = {f"checkpoints/{killed['id']}/{checkpoint['attempt']}-{checkpoint['step']}" for checkpoint in kept}
+    eventually(lambda: set(storage.folders("checkpoints")) == stored, 30, "the removal of the older checkpoints")
 
 
 def test_a_killed_worker_s_job_goes_on_and_its_trainer_dies_with_it(
