@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import time
+from hashlib import sha256
 from typing import Any
 
 import httpx
 import pytest
 
+from app.datasets.tables import Dataset
 from app.jobs import attempts
 from app.jobs.tables import Job
 from app.kit import queue, storage
-from app.kit.database import writing
+from app.kit.database import reading, writing
 from app.kit.ids import new_id
 from app.models.tables import Model
 from tests.conftest import Backend
 from worker.reconcilers.leftovers import remove_leftovers
+from worker.reconcilers.orphaned_blobs import remove_orphaned_blobs
 from worker.reconcilers.read_messages import sweep_read_messages
 from worker.reconcilers.unseen_work import wake_for_unseen_work
 from worker.supervisor import workspaces
@@ -132,6 +137,23 @@ def test_what_a_killed_attempt_left_goes_and_what_is_needed_stays(job: dict[str,
     assert [folder.name for folder in workspaces().iterdir()] == [f"{job['id']}-1"]
     assert {current, finished} <= set(storage.folders("artifacts"))
     assert lost not in storage.folders("artifacts")
+
+
+def test_a_blob_that_no_row_refers_to_goes_when_it_is_old(client: httpx.Client) -> None:
+    uploaded = client.post("/datasets", content=ROW).json()["id"]
+    with reading() as session:
+        kept = session.get_one(Dataset, uploaded).file.sha256
+    orphans = {name: sha256(name.encode()).hexdigest() for name in ("old", "new")}
+    for name, digest in orphans.items():
+        with storage.incoming() as folder:
+            (folder / "blob").write_text(name)
+            storage.put_blob(folder / "blob", digest)
+    for digest in (orphans["old"], kept):
+        os.utime(storage.fetch_blob(digest), (0, 0))
+    remove_orphaned_blobs()
+    there = storage.blobs(before=time.time() + 60)
+    assert orphans["old"] not in there
+    assert {orphans["new"], kept} <= set(there)
 
 
 def test_a_cancelled_job_s_stored_model_goes_with_its_name(client: httpx.Client, job: dict[str, Any]) -> None:

@@ -7,16 +7,11 @@ import time
 from app.datasets.blobs import release, unknown
 from app.kit import storage
 
-# Storage is listed this often. A restore stores its blobs first and its rows last: it is given a day for that.
-EVERY_SECONDS, OLD_AFTER_SECONDS = 3600.0, 24 * 3600.0
-_listed_at = -EVERY_SECONDS
+# A restore stores its blobs first and its rows last: it is given a day for that.
+OLD_AFTER_SECONDS = 24 * 3600.0
 
 
 def remove_orphaned_blobs() -> None:
     """Removes the blobs that have lain for a day and that no row refers to."""
-    global _listed_at
-    if time.monotonic() - _listed_at < EVERY_SECONDS:
-        return
-    _listed_at = time.monotonic()
     for sha256 in unknown(storage.blobs(before=time.time() - OLD_AFTER_SECONDS)):
         release(sha256)

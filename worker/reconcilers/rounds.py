@@ -1,8 +1,10 @@
-"""One round of every reconciler, run every few seconds and when a worker starts."""
+"""A round of the reconcilers, run every few seconds and when a worker starts."""
 
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable
 
 from worker.reconcilers.expired_answers import remove_expired_answers
@@ -17,23 +19,30 @@ from worker.reconcilers.unseen_work import wake_for_unseen_work
 
 log = logging.getLogger(__name__)
 
-RECONCILERS: tuple[Callable[[], None], ...] = (
-    requeue_expired,
-    wake_for_unseen_work,
-    sweep_read_messages,
-    remove_expired_reports,
-    remove_expired_answers,
-    remove_expired_deliveries,
-    remove_leftovers,
-    remove_orphaned_blobs,
-    forget_lost_workers,
-)
+# Each, and how many seconds at least pass between two runs of it in a process: what reads whole tables or lists storage
+# is not done at every round.
+RECONCILERS: dict[Callable[[], None], float] = {
+    requeue_expired: 0.0,
+    wake_for_unseen_work: 0.0,
+    sweep_read_messages: 0.0,
+    remove_leftovers: 15.0,
+    remove_expired_reports: 60.0,
+    remove_expired_answers: 60.0,
+    remove_expired_deliveries: 60.0,
+    forget_lost_workers: 60.0,
+    remove_orphaned_blobs: 3600.0,
+}
+_ran_at: dict[Callable[[], None], float] = {}
 
 
 def run_round() -> None:
-    """Runs every reconciler; one that fails does not keep the others from theirs."""
-    for mend in RECONCILERS:
+    """Runs every reconciler that is due; one that fails does not keep the others from theirs."""
+    for mend, seconds in RECONCILERS.items():
+        now = time.monotonic()
+        if now - _ran_at.get(mend, -math.inf) < seconds:
+            continue
+        _ran_at[mend] = now
         try:
             mend()
         except Exception:
-            log.exception("%s failed; it is tried again at the next round", mend.__name__)
+            log.exception("%s failed; it is tried again", mend.__name__)
