@@ -46,9 +46,11 @@ ROUTES = [route for route in routes(APP) if route.path not in OPEN]
 NAMED = [(method, route.path, permission(route)) for route in ROUTES for method in sorted(route.methods)]
 # What only admins read is of all projects.
 LISTS = [path for method, path, allowed in NAMED if method == "GET" and "{" not in path and allowed != "administer"]
-# A PUT makes an object of one's own.
+# A PUT makes an object of one's own; a worker is no project's, and shows each only its own jobs.
 OBJECTS = [
-    (method, path) for method, path, allowed in NAMED if "{" in path and allowed != "administer" and method != "PUT"
+    (method, path)
+    for method, path, allowed in NAMED
+    if "{" in path and allowed != "administer" and method != "PUT" and path != "/workers/{id}"
 ]
 
 

@@ -82,6 +82,16 @@ def test_a_worker_tells_what_it_has_and_does(client: httpx.Client, job: dict[str
     refusal(client.get(f"/workers/{seen['id']}"), 404, "worker_not_found")
 
 
+def test_another_project_s_job_is_counted_and_not_named(client: httpx.Client, job: dict[str, Any]) -> None:
+    slots = Slots([], 1)
+    claimed = slots.claim()
+    assert claimed is not None
+    slots.doing()[0]["project"] = "proj_other"
+    seen = told(client, Presence("training", slots))
+    assert (seen["busy_slots"], seen["jobs"]) == (1, [])
+    assert job["id"] not in str(seen)
+
+
 def test_a_worker_that_is_not_heard_of_is_lost(client: httpx.Client) -> None:
     worker = Presence("training", Slots([], 1))
     worker.report()
