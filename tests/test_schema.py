@@ -22,12 +22,17 @@ from schemathesis.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from sqlalchemy import select
 
+from app.kit.database import reading
 from app.main import create_app
 from app.projects import service as projects
 from app.settings import get_settings
+from app.workers.tables import Worker
 from tests.datasets.helpers import jsonl, new_row
 from tests.projects.conftest import fine_tune
+from worker.presence import Presence
+from worker.slots import Slots
 
 # Per operation and column. More, and other ones each time: BURNISH_TEST_EXAMPLES=1000.
 EXAMPLES = int(os.environ.get("BURNISH_TEST_EXAMPLES", "15"))
@@ -77,9 +82,12 @@ def there(service: str, key: str) -> dict[str, str]:
         made = client.post("/keys", json={"role": "read"}).raise_for_status().json()["id"]
         fine_tune("default", "there")
         client.put("/models/there/grants/there").raise_for_status()
+    Presence("training", Slots([], 1)).report()
+    with reading() as session:
+        worker = session.scalars(select(Worker.id)).one()
     return {
         "datasets": dataset["id"], "reports": report, "jobs": job["id"], "secrets": "hf_token", "projects": project,
-        "keys": made, "models": "there", "v1": "demo-base", "webhooks": hook,
+        "keys": made, "models": "there", "v1": "demo-base", "workers": worker, "webhooks": hook,
         "delivery": delivery,
     }  # fmt: skip
 
