@@ -18,7 +18,7 @@ import psutil
 
 from demo.text import sample_rows
 from tests.chaos.load import BAD_DATA, POISON, Load, Sent
-from tests.chaos.world import LEASE_SECONDS, is_role
+from tests.chaos.world import LEASE_SECONDS, is_role, trains
 from tests.conftest import eventually
 
 Fault = Callable[[Load, float], str]
@@ -59,7 +59,7 @@ def kill_training(number: int, of_worker: bool) -> Fault:
         id, step = found[int(choice * len(found))]
         for trainer in load.world.processes("trainer"):
             try:
-                if not any(id in word for word in trainer.cmdline()):
+                if not trains(trainer, id):
                     continue
                 victims = [each for each in trainer.parents() if is_role(each, "training")] if of_worker else [trainer]
                 for victim in victims[:1]:

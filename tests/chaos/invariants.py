@@ -29,7 +29,7 @@ from worker.supervisor import workspaces
 
 OUTCOMES = {"succeeded", "failed", "cancelled", "lost", "handed_over", "paused"}
 BAD_DATA_CODES = {"data_check_failed", "no_trainable_rows"}
-LOST_CODES = {"trainer_died", "worker_lost", "worker_fault", "checkpoint_unreadable"}
+LOST_CODES = {"trainer_died", "worker_lost", "worker_fault", "disk_full", "checkpoint_unreadable"}
 FULL = ("No space left", "database or disk is full", "disk I/O error")
 Wrong = Iterator[str]
 

@@ -20,7 +20,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from demo.text import sample_rows
-from tests.chaos.world import World
+from tests.chaos.world import World, trains
 from tests.conftest import DEMO_BASE
 
 ROWS = "\n".join(json.dumps(row, ensure_ascii=False) for row in sample_rows(40, seed=3)).encode()
@@ -161,11 +161,11 @@ class Load:
 
     def poison(self) -> None:
         """Kills the trainers of poisonous jobs as soon as they are seen, until all is `settled`."""
-        while not self.settled.wait(0.4):
+        while not self.settled.wait(0.1):
             ids = {sent.id for sent in self.jobs if sent.shape == POISON and sent.id}
             for trainer in self.world.processes("trainer"):
                 try:
-                    if any(id in word for word in trainer.cmdline() for id in ids):
+                    if any(trains(trainer, id) for id in ids):
                         trainer.kill()
                 except psutil.NoSuchProcess:
                     continue

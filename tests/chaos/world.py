@@ -59,6 +59,14 @@ ROLES: dict[str, Is] = {
 }
 
 
+def trains(trainer: psutil.Process, job: str) -> bool:
+    """Whether a trainer is at work on the job: one that waited for it does not name it in its command, but writes its log."""
+    try:
+        return Path(os.readlink(f"/proc/{trainer.pid}/fd/2")).name.startswith(f"{job}-")
+    except OSError:  # it has ended
+        return False
+
+
 def is_role(process: psutil.Process, role: str) -> bool:
     """Whether a process is what the role calls. Raises `psutil.Error` where it has gone."""
     return ROLES[role](process.cmdline())
