@@ -26,7 +26,8 @@ lint: $(SERVICE) ## ruff, mypy (strict) and the walls between the packages
 	$(VENV)/bin/lint-imports
 
 # Two processes: much of the suite waits, and what starts vLLM is kept in one of them (tests/conftest.py).
-PYTEST := $(VENV)/bin/python -m pytest -n 2 --no-loadscope-reorder
+# The faults are `make chaos`'s: with the others beside it a round does not come to its end in time on two cores.
+PYTEST := $(VENV)/bin/python -m pytest -n 2 --no-loadscope-reorder --ignore tests/chaos
 
 test: install lint ## Run every test
 	$(PYTEST)

@@ -68,7 +68,7 @@ def test_a_killed_trainer_s_job_goes_on(running: Service, killed: dict[str, Any]
     steps = [step for step, _ in series(running, killed["id"])]
     assert steps == list(range(1, killed["progress"]["total_steps"] + 1))
     kept = running.client.get(f"/jobs/{killed['id']}/checkpoints").json()["data"]
-    assert [checkpoint["step"] for checkpoint in kept] == [36, 33]
+    assert (len(kept), kept[0]["step"]) == (2, killed["progress"]["total_steps"])
     stored = {f"checkpoints/{killed['id']}/{checkpoint['attempt']}-{checkpoint['step']}" for checkpoint in kept}
     eventually(lambda: set(storage.folders("checkpoints")) == stored, 30, "the removal of the older checkpoints")
 
