@@ -106,7 +106,7 @@ def one_round(column: Column) -> Iterator[tuple[str, float]]:
     finished = job_id(column.draw.randint(SMALL // 2 + 1, column.rows // 2) * 2)
     for what in (f"/jobs/{finished}", "/jobs", "/jobs?status=succeeded", "/jobs?status=running", "/models"):
         name = what.replace(finished, "{id}")
-        yield f"`GET {name}`", timed(lambda what=what: client.get(what))[0]  # type: ignore[misc]
+        yield f"`GET {name}`", timed(lambda what=what: client.get(what))[0]
     yield "`GET /jobs` of a project with a hundred old ones", timed(lambda: column.small.get("/jobs"))[0]
     yield "`DELETE /datasets/{id}`, refused", timed(lambda: client.delete(f"/datasets/{column.dataset}"), 409)[0]
     yield f"workers: claim, {QUEUED} queued", ask(column.worker, "claim")
@@ -114,12 +114,12 @@ def one_round(column: Column) -> Iterator[tuple[str, float]]:
         if what != "claim":
             yield f"workers: {what}", ask(column.worker, what)
     for id in waiting:
-        seconds, answer = timed(lambda id=id: client.post(f"/jobs/{id}/cancel"))  # type: ignore[misc]
+        seconds, answer = timed(lambda id=id: client.post(f"/jobs/{id}/cancel"))
         if answer.json()["status"] == "running":
             ask(column.worker, "cancelled")
         else:
             yield "`POST /jobs/{id}/cancel`", seconds
-        yield "`DELETE /jobs/{id}`", timed(lambda id=id: client.delete(f"/jobs/{id}"), 204)[0]  # type: ignore[misc]
+        yield "`DELETE /jobs/{id}`", timed(lambda id=id: client.delete(f"/jobs/{id}"), 204)[0]
 
 
 def timed(send: Callable[[], httpx.Response], status: int = 200) -> tuple[float, httpx.Response]:

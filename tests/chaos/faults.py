@@ -94,8 +94,8 @@ def rolling_restart(load: Load, choice: float) -> str:
         old = load.world.processes("training", program)
         for worker in old:
             worker.terminate()
-        eventually(lambda: not any(map(_is_there, old)), 60, "the end of a worker that was asked to")  # noqa: B023
-        eventually(lambda: load.world.processes("training", program), 60, "its successor")  # noqa: B023
+        eventually(lambda old=old: not any(map(_is_there, old)), 60, "the end of a worker that was asked to")
+        eventually(lambda program=program: load.world.processes("training", program), 60, "its successor")
     return "both workers"
 
 

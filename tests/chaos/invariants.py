@@ -258,7 +258,7 @@ def _whole(model: Model) -> Wrong:
         yield f"it has no weights: {files}"
     for file in files:
         with safe_open(file, "numpy") as weights:
-            for name in weights.keys():  # noqa: SIM118
+            for name in weights.keys():  # noqa: SIM118  # what safetensors opens has keys and cannot be iterated over
                 weights.get_slice(name).get_shape()
     if not (folder / model.kind / "tokenizer.json").is_file() or not (folder / "proof.json").is_file():
         yield "its tokenizer or its proof is not there"

@@ -117,7 +117,7 @@ def _measure(load: Load, twins: Twins) -> Iterator[str]:
     }
     for shape in {facts.sent.shape for facts in ended} - twins.keys():
         sent = load.send(shape, "none")
-        eventually(lambda sent=sent: load.status(sent) in ENDED, 240, f"the end of an undisturbed job, {shape}")  # type: ignore[misc]
+        eventually(lambda sent=sent: load.status(sent) in ENDED, 240, f"the end of an undisturbed job, {shape}")
         with reading() as session:
             facts = invariants.facts_of(session, sent)
         assert facts is not None
@@ -168,7 +168,7 @@ def _settled(made: World) -> Iterator[str]:
         ("wake-ups that nobody reads", lambda: [pending("train")] if pending("train") else []),
     ):
         try:
-            eventually(lambda left=left: not left(), CLEAN_SECONDS)  # type: ignore[misc]
+            eventually(lambda left=left: not left(), CLEAN_SECONDS)
         except AssertionError:
             yield from (f"{what}: {each}" for each in left())
 

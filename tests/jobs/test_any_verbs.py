@@ -356,7 +356,7 @@ class Jobs(RuleBasedStateMachine):
 
 
 def test_whatever_is_said_and_done_in_any_order_jobs_are_as_promised(client: httpx.Client, dataset: str) -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         lambda: Jobs(client, dataset),
         settings=settings(
             max_examples=EXAMPLES or 5,
