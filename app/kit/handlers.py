@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from psycopg.errors import DeadlockDetected
 from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
@@ -105,6 +106,8 @@ def _http_exception(request: Request, error: Exception) -> JSONResponse:
 
 
 def _database_error(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(getattr(error, "orig", None), DeadlockDetected):
+        return _overtaken(request, error)
     log.error("database: %s", error)
     message = "The database cannot be reached."
     return _render(Unavailable(message, code="database_unavailable", hint="Try again in a few seconds."))

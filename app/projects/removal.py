@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from psycopg.errors import DeadlockDetected
 from sqlalchemy import delete, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from app.kit.database import DEFAULT_PROJECT, Base, writing
@@ -37,12 +38,15 @@ def delete_project(name: str) -> None:
             return _delete(name)
         except IntegrityError:  # something was added meanwhile
             continue
+        except OperationalError as error:
+            if not isinstance(error.orig, DeadlockDetected):
+                raise
     return _delete(name)
 
 
 def _delete(name: str) -> None:
     with writing() as session:
-        project = find_project(session, name, lock=True)
+        project = find_project(session, name, alone=True)
         if project.id == DEFAULT_PROJECT:
             raise Conflict("The default project cannot be deleted.", code="in_use", hint="Delete what it owns instead.")
         for key in session.scalars(select(Key).where(Key.project_id == project.id, Key.role == "admin")):

@@ -154,12 +154,14 @@ def require_another_admin(session: Session, key: Key) -> None:
         )
 
 
-def find_project(session: Session, name: str, *, lock: bool = False) -> Project:
-    """The project of this name or id; with `lock`, held until the transaction ends. Raises `NotFound`."""
+def find_project(session: Session, name: str, *, lock: bool = False, alone: bool = False) -> Project:
+    """The project of this name or id; with `lock`, held until the transaction ends. Raises `NotFound`.
+
+    What refers to it may be inserted meanwhile; with `alone`, only after that.
+    """
     query = select(Project).where(or_(Project.id == name, Project.name == name))
-    if lock:
-        # Rows that refer to the project may be inserted meanwhile: only its own are held.
-        query = query.with_for_update(key_share=True)
+    if lock or alone:
+        query = query.with_for_update(key_share=not alone)
     project = session.scalars(query).one_or_none() if "\0" not in name else None
     if project is None:
         raise NotFound(
