@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 import app.chat.endpoints
+import app.chat.scoring
 import app.datasets.check_endpoints
 import app.datasets.endpoints
 import app.datasets.report_endpoints
@@ -63,6 +64,7 @@ def create_app() -> FastAPI:
         app.models.grant_endpoints,
         app.jobs.endpoints,
         app.chat.endpoints,
+        app.chat.scoring,
         app.projects.endpoints,
         app.projects.audit_endpoints,
         app.secrets.endpoints,

@@ -8,8 +8,10 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from app.jobs import attempts
+from app.jobs.combinations import STAGES
 from app.jobs.lifecycle import add_event, move
 from app.jobs.tables import Job
 from app.kit import storage
@@ -21,12 +23,14 @@ from app.models.own_code import code_source
 from app.models.service import find
 from app.models.tables import Model
 from app.settings import get_settings
-from worker.engine.client import score
+from worker.engine.client import reward, score
 from worker.engine.protocol import EngineError
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
+# How far a score may be from the trainer's: engine and trainer may compute in different precisions.
+SAME_SCORE = 0.1
 # A fine-tune that moved a probed log-probability by less than this cannot be told from its base.
 INDISTINCT = 0.05
 
@@ -43,7 +47,8 @@ def publish(job: Job, output: Path) -> Model:
     stored = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     with attempts.renewing(job):
         storage.put_folder(output, key)
-    kind = "merged" if job.spec["deploy"]["mode"] == "merged" else "adapter"
+    folder = "merged" if (output / "merged").is_dir() else "adapter"
+    is_reward_model = STAGES[job.spec["stage"]].makes == "reward model"
     with writing() as session:
         row = attempts.hold(session, job)
         base = session.get_one(Model, job.base_model_id)
@@ -57,10 +62,10 @@ def publish(job: Job, output: Path) -> Model:
             id=new_id("model"),
             project_id=job.project_id,
             name=job.name,
-            kind=kind,
+            kind="reward" if is_reward_model else folder,
             status="deploying",
             source=f"job:{job.id}",
-            location=f"{key}/{kind}",
+            location=f"{key}/{folder}",
             base_model_id=foundation(base).id,
             job_id=job.id,
             chat_template=base.chat_template,
@@ -125,6 +130,8 @@ def _prove(model: Model, url: str) -> str:
     """
     assert model.location is not None
     proof = json.loads((storage.fetch_folder(str(Path(model.location).parent)) / "proof.json").read_text())
+    if model.kind == "reward":
+        return _prove_score(model, url, proof)
     base, tuned = proof["base_logprob"], proof["tuned_logprob"]
     served = score(url, model.id, proof["token_ids"])
     if abs(tuned - base) < INDISTINCT:
@@ -135,3 +142,11 @@ def _prove(model: Model, url: str) -> str:
             f"log-probability {served:.3f}; the fine-tune's is {tuned:.3f}, the base's {base:.3f}."
         )
     return f"It answers with its own weights (log-probability {served:.3f}; trained {tuned:.3f}, base {base:.3f})."
+
+
+def _prove_score(model: Model, url: str, proof: dict[str, Any]) -> str:
+    """Checks that the engine scores a text as the trainer did. Raises `DeployFailed`, and `EngineError`."""
+    served, trained = reward(url, model.id, proof["token_ids"]), proof["score"]
+    if abs(served - trained) > SAME_SCORE * max(1.0, abs(trained)):
+        raise DeployFailed(f"The engine's score is {served:.3f}; the trainer's was {trained:.3f}.")
+    return f"It scores as it was trained to ({served:.3f}; trained {trained:.3f})."

@@ -72,6 +72,12 @@ async def forward(request: Request, project_id: str, path: str) -> Response:
     if not isinstance(name, str) or not name:
         raise InvalidValue("The field 'model' must name a model.", param="model", hint="GET /v1/models lists them.")
     model = await anyio.to_thread.run_sync(_servable, project_id, name)
+    if model.kind == "reward":
+        raise InvalidValue(
+            f"'{name}' is a reward model: it scores answers and writes none.",
+            param="model",
+            hint=f"POST /models/{name}/score",
+        )
     # A fine-tune ends its turns as its chat template does, which the base model's own configuration may not know.
     ends = [] if body.get("ignore_eos") else model.facts.get("stop_token_ids", [])
     fields = {"stop_token_ids": ends} | body | {"model": model.id}
@@ -79,6 +85,25 @@ async def forward(request: Request, project_id: str, path: str) -> Response:
     if body.get("stream") and isinstance(wanted, dict):  # if not, the engine refuses it
         # Tokens are counted also where the client hangs up, so the engine says with every piece how many there are.
         fields["stream_options"] = wanted | {"include_usage": True, "continuous_usage_stats": True}
+    return await _answer(request, model, path, fields, wanted)
+
+
+async def score(request: Request, project_id: str, name: str, conversations: list[Any]) -> Response:
+    """Has a reward model score conversations. Raises as `forward` does."""
+    model = await anyio.to_thread.run_sync(_servable, project_id, name)
+    if model.kind != "reward":
+        raise InvalidValue(
+            f"'{name}' is no reward model: it writes answers and scores none.",
+            param="name",
+            hint="Train one with stage 'rm'.",
+        )
+    return await _answer(request, model, "/v1/score", {"model": model.id, "conversations": conversations}, {})
+
+
+async def _answer(
+    request: Request, model: Model, path: str, fields: dict[str, Any], wanted: dict[str, Any]
+) -> Response:
+    """The answer of the model's engine, counted; `wanted` are the client's `stream_options`."""
     meter = Meter(actor(), model.name)
     left = await anyio.to_thread.run_sync(limits.spend, "tokens", meter.caller.rates, 0)
     request.state.headers |= limits.headers("tokens", left)

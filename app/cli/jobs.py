@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli import output, watching
+from app.cli import llamafactory, output, watching
 from app.cli.client import connect, read_json_file, segment
 from app.cli.failure import Failure
 from app.cli.listing import print_page
@@ -25,7 +25,7 @@ COLUMNS = (
     Column("loss", "progress.loss", "{:.4f}".format),
     Column("created", "created_at", moment_shown),
 )
-METRICS = ("step", "epoch", "loss", "validation_loss", "learning_rate", "grad_norm", "tokens")
+METRICS = ("step", "epoch", "loss", "validation_loss", "reward_accuracy", "learning_rate", "grad_norm", "tokens")
 METRIC_COLUMNS = tuple(Column(name.replace("_", " "), name, "{:.6g}".format) for name in METRICS)
 EVENT_COLUMNS = (
     Column("id", "id"),
@@ -59,6 +59,8 @@ def create(
     base: Annotated[str | None, typer.Argument(help="Name of a base model or fine-tune.")] = None,
     dataset: Annotated[str | None, typer.Argument(help="Id of a dataset.")] = None,
     name: Annotated[str | None, typer.Option(help="What the fine-tune is called.")] = None,
+    stage: Annotated[str | None, typer.Option(metavar="sft|pt|dpo|kto|rm", help="What is learned.")] = None,
+    method: Annotated[str | None, typer.Option(metavar="lora|qlora|full|freeze", help="Which weights change.")] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of the adapter.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the rows.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="End earlier than --epochs would.")] = None,
@@ -66,7 +68,9 @@ def create(
     batch_size: Annotated[int | None, typer.Option(help="Rows per optimiser step.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens; longer rows are cut.")] = None,
     validation_fraction: Annotated[float | None, typer.Option(help="Share of the rows that is held out.")] = None,
-    deploy: Annotated[str | None, typer.Option(metavar="adapter|merged|none", help="How the result is served.")] = None,
+    deploy: Annotated[
+        str | None, typer.Option(metavar="adapter|merged|none|auto", help="How the result is served.")
+    ] = None,
     priority: Annotated[int | None, typer.Option(help="The highest goes first. Default: 0.")] = None,
     gpus: Annotated[str | None, typer.Option(metavar="0|1|auto", help="GPUs of its own.")] = None,
     max_seconds: Annotated[int | None, typer.Option(help="Running longer fails it.")] = None,
@@ -86,6 +90,8 @@ def create(
         "base_model": base,
         "dataset": dataset,
         "name": name,
+        "stage": stage,
+        "method.type": method,
         "method.rank": rank,
         "hyperparameters.epochs": epochs,
         "hyperparameters.max_steps": max_steps,
@@ -132,6 +138,27 @@ def _print_created(job: dict[str, Any], json: bool) -> None:
         return
     output.print_table(COLUMNS, [job])
     output.say(f"Watch it: burnish jobs watch {job['id']}")
+
+
+@commands.command("from-llamafactory", no_args_is_help=True)
+def from_llamafactory(
+    context: typer.Context,
+    config: Annotated[Path, typer.Argument(help="A YAML file of LLaMA-Factory.")],
+    base: Annotated[str | None, typer.Option("--base-model", help="Default: the one registered from there.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Id of a dataset. Default: the one of that name.")] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the body of the job, and start none.")] = False,
+    json: Json = False,
+) -> None:
+    """Start the job that a LLaMA-Factory configuration describes, or say which of its keys have no counterpart."""
+    given = llamafactory.read(config)
+    body = llamafactory.body_of(given)
+    with connect(context) as service:
+        named = {"base_model": base, "dataset": dataset} if base and dataset else llamafactory.find(service, given)
+        body |= named | {key: value for key, value in (("base_model", base), ("dataset", dataset)) if value}
+        if show:
+            output.print_json(body)
+            return
+        _print_created(service.post("/jobs", body), json)
 
 
 @commands.command("list")

@@ -103,7 +103,7 @@ def _downloaded(service: Service, model: dict[str, Any]) -> dict[str, Any]:
 @commands.command("list")
 def list_models(
     context: typer.Context,
-    kind: Annotated[str | None, typer.Option(metavar="base|adapter|merged", help="Only these.")] = None,
+    kind: Annotated[str | None, typer.Option(metavar="base|adapter|merged|reward", help="Only these.")] = None,
     status: Annotated[
         str | None, typer.Option(metavar="downloading|deploying|ready|failed", help="Only these.")
     ] = None,

@@ -32,6 +32,10 @@ log = logging.getLogger(__name__)
 # The line of queued jobs; of those that are equal, the oldest goes first.
 LINE = (Job.priority.desc(),)
 
+# What is kept of a step and of a validation; the stage decides which of the last ones there are.
+MEASURED = ("step", "loss", "learning_rate", "grad_norm", "tokens", "epoch", "reward_accuracy", "reward_margin", "kl")
+VALIDATED = ("loss", "reward_accuracy")
+
 
 def claim(worker: str, whole: Room = BOUNDLESS, free: Room = BOUNDLESS) -> Job | None:
     """The first in line that `worker` could run, now running under a new attempt of it.
@@ -128,8 +132,7 @@ def record(session: Session, row: Job, events: list[dict[str, Any]]) -> None:
                 text = "{rows} rows, {tokens} tokens of which {loss_tokens} carry loss, {total_steps} steps."
                 add_event(session, row, "progress", text.format(**fields), **fields)
             case "step":
-                measured = ("step", "loss", "learning_rate", "grad_norm", "tokens", "epoch")
-                steps.append({key: fields[key] for key in measured})
+                steps.append({key: fields[key] for key in MEASURED if key in fields})
                 before, total = (row.progress or {}).get("step", 0), (row.progress or {}).get("total_steps") or 1
                 attempt = _attempt(row)
                 attempt.tokens += fields["tokens"]
@@ -147,14 +150,15 @@ def record(session: Session, row: Job, events: list[dict[str, Any]]) -> None:
                         **fields,
                     )
             case "validation":
+                found = {f"validation_{key}": fields[key] for key in VALIDATED if key in fields}
                 for step in steps:
                     if step["step"] == fields["step"]:
-                        step["validation_loss"] = fields["loss"]
+                        step |= found
                         break
                 else:
                     metric = session.get(Metric, (row.id, fields["step"]))
                     if metric:
-                        metric.data = metric.data | {"validation_loss": fields["loss"]}
+                        metric.data = metric.data | found
                 add_event(
                     session,
                     row,

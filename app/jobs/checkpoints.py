@@ -12,7 +12,9 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app.jobs.combinations import served
 from app.jobs.lifecycle import add_event
+from app.jobs.methods import Lora, Qlora
 from app.jobs.spec import JobSpec
 from app.jobs.tables import Checkpoint, Job
 from app.kit import storage
@@ -113,6 +115,7 @@ def _adopt(session: Session, model: Model) -> None:
         )
     try:  # before anything is held
         manifest = read_manifest(checkpoint.key)
+        _require_adapter(id, JobSpec.model_validate(manifest["spec"]))
         template = storage.fetch_folder(f"{checkpoint.key}/adapter/chat_template.jinja").read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InvalidValue(
@@ -120,13 +123,6 @@ def _adopt(session: Session, model: Model) -> None:
             param="source",
             hint="Choose another one: GET /jobs/{id}/checkpoints.",
         ) from None
-    rank, cap = manifest["spec"]["method"]["rank"], get_settings().max_lora_rank
-    if rank > cap:
-        raise InvalidValue(
-            f"The checkpoint {id} has rank {rank}, above {cap}, the largest that the engines serve.",
-            param="source",
-            hint="Set BURNISH_MAX_LORA_RANK.",
-        )
     usage.require_room(session, model.project_id, checkpoint.bytes)
     # Whoever drops checkpoints holds their job.
     session.execute(select(Job.id).where(Job.id == checkpoint.job_id).with_for_update())
@@ -145,6 +141,26 @@ def _adopt(session: Session, model: Model) -> None:
     model.base_model, model.chat_template, model.location = base, template, f"{checkpoint.key}/adapter"
     told = {"stop_token_ids": manifest["stop_token_ids"], "stored_bytes": checkpoint.bytes}
     model.facts = base.facts | told
+
+
+def _require_adapter(id: str, spec: JobSpec) -> None:
+    """Raises `InvalidValue` where what the checkpoint holds is not loaded beside a base model."""
+    way = served(spec.stage, spec.method)
+    if way.mode != "adapter" or not isinstance(spec.method, Lora | Qlora):
+        raise InvalidValue(
+            f"The checkpoint {id} is of a job of stage '{spec.stage}' and method '{spec.method.type}', and only adapters "
+            f"can be served so. {way.reason}",
+            param="source",
+            code="unsupported",
+            hint="Wait for the job's own model.",
+        )
+    rank, cap = spec.method.saved().rank, get_settings().max_lora_rank
+    if rank > cap:
+        raise InvalidValue(
+            f"The checkpoint {id} has rank {rank}, above {cap}, the largest that the engines serve.",
+            param="source",
+            hint="Set BURNISH_MAX_LORA_RANK.",
+        )
 
 
 def _not_found(id: str) -> NotFound:

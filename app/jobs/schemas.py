@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from app.jobs.spec import Check, Deploy, Hyperparameters, JobSpec, Lora, Resources, Validation
+from app.jobs.combinations import why_so
+from app.jobs.hyperparameters import StageName
+from app.jobs.spec import AnyMethod, Check, Deploy, JobSpec, OfStage, Resources, Validation
 from app.jobs.tables import Checkpoint, Event, Job, Log, Status
 from app.kit.wire import Failure, Metadata, Name, Reference
 from app.models.tables import Model
@@ -38,7 +40,7 @@ class JobCreate(JobSpec):
 class Progress(BaseModel):
     """How far a running job is. `phase` is what it does now."""
 
-    phase: Literal["loading", "training", "merging", "deploying"]
+    phase: Literal["loading", "measuring", "training", "merging", "deploying"]
     step: int = 0
     total_steps: int | None = None
     epoch: float = 0.0
@@ -70,6 +72,12 @@ class AttemptOut(BaseModel):
     reason: str | None
 
 
+class DeployOut(Deploy):
+    """How the outcome is served, and why so."""
+
+    reason: str
+
+
 class JobOut(BaseModel):
     """A job, with every default written out."""
 
@@ -79,12 +87,12 @@ class JobOut(BaseModel):
     status: Status
     base_model: str
     dataset: str
-    stage: Literal["sft"]
-    method: Lora
-    hyperparameters: Hyperparameters
+    stage: StageName
+    method: AnyMethod
+    hyperparameters: OfStage
     validation: Validation | None
-    check: Check = Field(default_factory=Check)  # jobs made before there was one have the default
-    deploy: Deploy
+    check: Check
+    deploy: DeployOut
     priority: int
     resources: Resources
     max_seconds: int | None
@@ -132,6 +140,12 @@ class MetricOut(BaseModel):
     tokens: int | None = None
     epoch: float | None = None
     validation_loss: float | None = None
+    reward_accuracy: float | None = Field(
+        None, description="Of preferences and labels: the share that is the right way round."
+    )
+    reward_margin: float | None = Field(None, description="By how much the chosen answers are ahead, on average.")
+    kl: float | None = Field(None, description="Of `kto`: how far the model has come from what it was, in nats.")
+    validation_reward_accuracy: float | None = None
 
 
 class CheckpointOut(BaseModel):
@@ -148,13 +162,21 @@ class CheckpointOut(BaseModel):
 
 def job_out(job: Job, queue: QueueOut | None) -> JobOut:
     """The wire form of a row; `queue` tells where it stands (see `app.jobs.waiting`)."""
+    spec = JobSpec.model_validate(job.spec)
+    mode = spec.deploy.mode
+    assert mode != "auto"
     return JobOut(
         id=job.id,
         name=job.name,
         status=job.status,
         base_model=job.base_model_name,
         dataset=job.dataset_id,
-        **job.spec,
+        stage=spec.stage,
+        method=spec.method,
+        hyperparameters=spec.hyperparameters,
+        validation=spec.validation,
+        check=spec.check,
+        deploy=DeployOut(mode=mode, reason=why_so(spec.stage, spec.method, mode)),
         priority=job.priority,
         resources=Resources(gpus="auto" if job.gpus is None else job.gpus, memory_gb=job.memory_gb),
         max_seconds=job.max_seconds,

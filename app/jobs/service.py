@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func, or_, select
@@ -13,9 +12,11 @@ from sqlalchemy.orm import Session
 from app.datasets.tables import Dataset
 from app.jobs import attempts, checkpoints
 from app.jobs.announcing import announce
+from app.jobs.hyperparameters import auto_epochs, auto_learning_rate
 from app.jobs.lifecycle import ENDED, LIVE, add_event
+from app.jobs.rules import RULES, require_rows
 from app.jobs.schemas import JobCreate, job_out
-from app.jobs.spec import JobSpec, Lora, auto_epochs, auto_learning_rate
+from app.jobs.spec import JobSpec
 from app.jobs.tables import Checkpoint, Event, Job, Metric
 from app.jobs.waiting import places
 from app.kit import references
@@ -26,14 +27,13 @@ from app.kit.leases import in_state
 from app.kit.pagination import Paging, newest_first
 from app.kit.queue import wake
 from app.models import service as models
-from app.models.bases import read_manifest, ready_base
+from app.models.bases import ready_base
 from app.models.tables import Model
 from app.projects import removal
 from app.projects.acting import actor
 from app.projects.audit import record
 from app.projects.idempotency import creating, remember
 from app.projects.limits import lock_project, project_limits
-from app.settings import get_settings
 from app.usage import service as usage
 
 
@@ -43,13 +43,11 @@ def create(project_id: str, request: JobCreate) -> Job:
     with creating() as session:
         require_room(session, project_id)
         base = ready_base(session, project_id, request.base_model, lock=True)
-        dataset = _dataset(session, project_id, request.dataset, "dataset")
+        dataset = _dataset(session, project_id, spec, request.dataset, "dataset")
         validation = spec.validation.dataset if spec.validation else None
         if validation:
-            _dataset(session, project_id, validation, "validation.dataset")
+            _dataset(session, project_id, spec, validation, "validation.dataset")
         _one_gpu(request)
-        if base.kind == "adapter":
-            _go_on(spec, base)
         for rule in RULES:
             rule(spec, base, dataset)
         _resolve(request, spec, base, dataset)
@@ -106,30 +104,7 @@ def _one_gpu(request: JobCreate) -> None:
         )
 
 
-def _go_on(spec: JobSpec, adapter: Model) -> None:
-    """Makes the method that of the adapter which is trained further. Raises `InvalidValue` where another one is asked for."""
-    try:
-        own = Lora.model_validate(read_manifest(str(Path(str(adapter.location)).parent))["spec"]["method"])
-    except FileNotFoundError:
-        raise InvalidValue(
-            f"The files of the fine-tune '{adapter.name}' are not there any more.",
-            param="base_model",
-            code="model_unreadable",
-            hint="Train from its base model.",
-        ) from None
-    for name in spec.method.model_fields_set - {"dropout"}:
-        asked, has = getattr(spec.method, name), getattr(own, name)
-        if asked != has:
-            raise InvalidValue(
-                f"The adapter '{adapter.name}' has {name} {has}; it cannot be trained further with {asked}.",
-                param=f"method.{name}",
-                hint=f"Leave method.{name} out, or merge the fine-tune (deploy.mode 'merged') and train on that.",
-            )
-    dropout = spec.method.dropout if "dropout" in spec.method.model_fields_set else own.dropout
-    spec.method = own.model_copy(update={"dropout": dropout})
-
-
-def _dataset(session: Session, project_id: str, id: str, param: str) -> Dataset:
+def _dataset(session: Session, project_id: str, spec: JobSpec, id: str, param: str) -> Dataset:
     """The dataset's locked row: it cannot be deleted before the job that uses it is there."""
     query = select(Dataset).where(Dataset.project_id == project_id, Dataset.id == id).with_for_update(of=Dataset)
     dataset = session.scalars(query).first()
@@ -140,75 +115,8 @@ def _dataset(session: Session, project_id: str, id: str, param: str) -> Dataset:
             code="dataset_not_found",
             hint="Upload one with POST /datasets.",
         )
-    if dataset.kind != "chat":
-        raise InvalidValue(
-            f"The dataset '{id}' holds {dataset.kind} rows; stage 'sft' trains on chat rows.",
-            param=param,
-            hint="Choose a dataset whose kind is 'chat'.",
-        )
+    require_rows(spec, dataset, param)
     return dataset
-
-
-def _has_template(spec: JobSpec, base: Model, dataset: Dataset) -> None:
-    if base.chat_template is None:
-        raise InvalidValue(
-            f"The base model '{base.name}' has no chat template, so chat rows cannot be rendered for it.",
-            param="base_model",
-            hint="Register it with POST /models and a 'chat_template'.",
-        )
-
-
-def _rank_is_served(spec: JobSpec, base: Model, dataset: Dataset) -> None:
-    cap = get_settings().max_lora_rank
-    if spec.method.rank > cap and spec.deploy.mode == "adapter":
-        raise InvalidValue(
-            f"The rank {spec.method.rank} is above {cap}, the largest that the engines serve.",
-            param="method.rank",
-            hint=f"Use at most {cap}, set BURNISH_MAX_LORA_RANK, or deploy with mode 'merged'.",
-        )
-
-
-def _targets_exist(spec: JobSpec, base: Model, dataset: Dataset) -> None:
-    if spec.method.target_modules == "all-linear":
-        return
-    known = base.facts.get("modules", [])
-    for index, name in enumerate(spec.method.target_modules):
-        if name not in known:
-            raise InvalidValue(
-                f"The base model '{base.name}' has no module '{name}'.",
-                param=f"method.target_modules.{index}",
-                hint=f"It has: {', '.join(known)}. Or leave it at 'all-linear'.",
-            )
-
-
-def _fits_context(spec: JobSpec, base: Model, dataset: Dataset) -> None:
-    context = base.facts.get("max_length")
-    asked = "max_length" in spec.hyperparameters.model_fields_set
-    if context and asked and spec.hyperparameters.max_length > context:
-        raise InvalidValue(
-            f"max_length {spec.hyperparameters.max_length} is above {context}, the context of '{base.name}'.",
-            param="hyperparameters.max_length",
-            hint=f"Use at most {context}.",
-        )
-
-
-def _rows_to_hold_out(spec: JobSpec, base: Model, dataset: Dataset) -> None:
-    if spec.validation and spec.validation.fraction and dataset.rows < 2:
-        raise InvalidValue(
-            f"The dataset '{dataset.id}' has {dataset.rows} row; none can be held out of it.",
-            param="validation.fraction",
-            hint="Use a larger dataset, or give 'validation.dataset'.",
-        )
-
-
-# What a job must satisfy, beyond the types of its fields; each raises with the field named.
-RULES: tuple[Callable[[JobSpec, Model, Dataset], None], ...] = (
-    _has_template,
-    _rank_is_served,
-    _targets_exist,
-    _fits_context,
-    _rows_to_hold_out,
-)
 
 
 def _resolve(request: JobCreate, spec: JobSpec, base: Model, dataset: Dataset) -> None:
@@ -217,7 +125,7 @@ def _resolve(request: JobCreate, spec: JobSpec, base: Model, dataset: Dataset) -
     if parameters.epochs == "auto":
         parameters.epochs = auto_epochs(dataset.rows)
     if parameters.learning_rate == "auto":
-        parameters.learning_rate = auto_learning_rate(base.facts["hidden_size"])
+        parameters.learning_rate = auto_learning_rate(base.facts["hidden_size"], spec.stage, spec.method.type)
     if spec.validation and spec.validation.fraction and spec.validation.seed is None:
         spec.validation.seed = parameters.seed
     if "max_length" not in request.hyperparameters.model_fields_set and base.facts.get("max_length"):

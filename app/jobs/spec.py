@@ -4,51 +4,41 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
 
+from app.jobs.hyperparameters import HYPERPARAMETERS, AnyHyperparameters, Hyperparameters, StageName
+from app.jobs.methods import METHODS, Lora, Method
 from app.kit.wire import Strict
 
 
-class Lora(Strict):
-    """Low-rank adapters (Hu et al., 2021): the update of a weight is `alpha / rank · B A`."""
-
-    type: Literal["lora"] = Field("lora", description="The method.")
-    rank: int = Field(8, ge=1, le=512, description="Rank of the update.")
-    alpha: float = Field(0, gt=0, le=65536, validate_default=False, description="Default: twice the rank.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of an adapter's inputs that a step leaves out.")
-    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1, max_length=64)] = Field(
-        "all-linear", description="Names of the modules that are adapted, or all linear layers but the output's."
-    )
-
-    @model_validator(mode="after")
-    def _default_alpha(self) -> Lora:
-        if "alpha" not in self.model_fields_set:
-            self.alpha = 2.0 * self.rank
-            self.model_fields_set.discard("alpha")  # what was asked for is told from what follows of it
-        return self
+def _of_type(value: object, _: ValidatorFunctionWrapHandler) -> Method:
+    """`method` by its `type`, which need not be given for LoRA. As a union's, its errors would name every type."""
+    if isinstance(value, Method):
+        return value
+    type = value.get("type", "lora") if isinstance(value, dict) else "lora"
+    if not isinstance(type, str) or type not in METHODS:
+        known = " or ".join(f"'{name}'" for name in METHODS)
+        wrong = InitErrorDetails(type="literal_error", loc=("type",), input=type, ctx={"expected": known})
+        raise ValidationError.from_exception_data("method", [wrong])
+    return METHODS[type].model_validate(value)
 
 
-class Hyperparameters(Strict):
-    """How the optimiser runs. `batch_size` counts rows per optimiser step."""
+def _of_stage(value: object, _: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Hyperparameters:
+    """`hyperparameters` by the `stage`, which is validated before it."""
+    own = HYPERPARAMETERS[info.data.get("stage", "sft")]
+    return own.model_validate(value)
 
-    epochs: Annotated[float, Field(gt=0, le=1000)] | Literal["auto"] = Field(
-        "auto", description="Passes over the rows. auto: three, fewer for many rows."
-    )
-    max_steps: int | None = Field(None, ge=1, le=10_000_000, description="Ends after so many steps, if before.")
-    learning_rate: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
-        "auto", description="The highest one. auto: by the model's hidden size."
-    )
-    batch_size: int = Field(16, ge=1, le=4096, description="Rows of an optimiser step.")
-    max_length: int = Field(2048, ge=8, le=1_048_576, description="Tokens of a row; what is longer is cut.")
-    warmup_ratio: float = Field(0.1, ge=0, le=1, description="Share of the steps over which the rate rises.")
-    scheduler: Literal["cosine", "linear", "constant"] = Field("cosine", description="How the rate falls after that.")
-    weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's.")
-    checkpoint_every: Annotated[int, Field(ge=1, le=10_000_000)] | Literal["auto"] = Field(
-        "auto", description="Steps between checkpoints, beside those of every epoch. auto: about two minutes."
-    )
-    keep_checkpoints: int = Field(2, ge=1, le=1000, description="So many of the newest are kept.")
-    deterministic: bool = Field(False, description="On a GPU: only operations that give the same bits each time.")
-    seed: int = Field(42, ge=0, le=2**32 - 1, description="Of the order of rows, first weights and dropout.")
+
+AnyMethod = Annotated[Method, WrapValidator(_of_type)]
+OfStage = Annotated[AnyHyperparameters, WrapValidator(_of_stage)]
 
 
 class Validation(Strict):
@@ -72,7 +62,9 @@ class Validation(Strict):
 class Deploy(Strict):
     """How the result is served: beside its base, as merged weights of its own, or not at all."""
 
-    mode: Literal["adapter", "merged", "none"] = Field("adapter", description="How the outcome is served.")
+    mode: Literal["auto", "adapter", "merged", "none"] = Field(
+        "auto", description="How the outcome is served. auto: as an adapter where the engines load it, else merged."
+    )
 
 
 class Check(Strict):
@@ -95,9 +87,12 @@ class Resources(Strict):
 class JobSpec(Strict):
     """Everything that decides the result, beside base model and rows. Stored with every default written out."""
 
-    stage: Literal["sft"] = Field("sft", description="What is learned: `sft`, answers to chats.")
-    method: Lora = Field(default_factory=Lora, description="Which weights change.")
-    hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters, description="How they are optimised.")
+    stage: StageName = Field("sft", description="What is learned.")
+    method: AnyMethod = Field(default_factory=Lora, description="Which weights change.")
+    hyperparameters: OfStage = Field(
+        default_factory=lambda given: HYPERPARAMETERS[given.get("stage", "sft")](),
+        description="How they are optimised; each stage has its own.",
+    )
     validation: Validation | None = Field(None, description="Rows that are not trained on. Default: none.")
     check: Check = Field(default_factory=Check, description="What the data must satisfy.")
     deploy: Deploy = Field(default_factory=Deploy, description="What becomes of the outcome.")
@@ -125,21 +120,3 @@ class TrainerSpec(Strict):
     threads: int = 0
     gpus: list[str] | None = None
     provenance: dict[str, Any] = Field(default_factory=dict, description="Copied into the manifest: names and hashes.")
-
-
-def auto_epochs(rows: int) -> float:
-    """Passes over this many rows: three, and fewer where that would be more than 25,000 rows, but one at least.
-
-    Source: the default that OpenAI's cookbook gives for its fine-tuning API ("Data preparation and analysis for chat model
-    fine-tuning"). More passes over a large dataset learn it by heart; benchmarks/reviews.py shows the cost.
-    """
-    return float(max(1, min(3, 25_000 // rows)))
-
-
-def auto_learning_rate(hidden_size: int) -> float:
-    """Peak learning rate for LoRA on a model of this hidden size, rounded to three digits.
-
-    Source: Schulman et al., "LoRA Without Regret", Thinking Machines Lab, 2025, and the rule in its cookbook: ten times the
-    rate of full fine-tuning (5e-5), scaled by (2000 / hidden size) to the power that it fitted on Llama models, 0.781.
-    """
-    return float(f"{5e-4 * (2000 / hidden_size) ** 0.781:.3g}")

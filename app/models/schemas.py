@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from app.kit.wire import Failure, Metadata, Name, Strict
 from app.models.tables import Model
 
-Kind = Literal["base", "adapter", "merged"]
+Kind = Literal["base", "adapter", "merged", "reward"]
 Status = Literal["downloading", "deploying", "ready", "failed"]
 
 

@@ -148,8 +148,9 @@ def list_models(project_id: str, paging: Paging, kind: str | None, status: str |
 
 
 def servable(project_id: str) -> list[Model]:
-    """Every model that can be asked, newest first."""
-    query = select(Model).where(_seen_by(project_id), Model.status == "ready").order_by(Model.id.desc())
+    """Every model that can be chatted with, newest first."""
+    query = select(Model).where(_seen_by(project_id), Model.status == "ready", Model.kind != "reward")
+    query = query.order_by(Model.id.desc())
     with reading() as session:
         return list(session.scalars(query))
 

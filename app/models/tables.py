@@ -21,7 +21,7 @@ IS_DOWNLOADING = text("status = 'downloading'")
 
 
 class Model(Leased):
-    """A base model, an adapter on one, or merged weights. Immutable once ready; its name is used once.
+    """A base model, an adapter on one, whole weights (merged), or a reward model. Immutable once ready; its name is used once.
 
     `location` is where its files are: a directory of the machine (base models) or a key in storage (fine-tunes).
     """

@@ -20,8 +20,8 @@ from tests.trainer.test_render import CALLED, CHATML, CHATML_MARKED, LLAMA3, PAR
 from worker.engine import vllm
 from worker.renderer.preview import preview
 from worker.trainer.data.conversation import Message
-from worker.trainer.data.kinds import examples
-from worker.trainer.data.render import Plan, Template, plan_prompt, render
+from worker.trainer.data.kinds import examples, render
+from worker.trainer.data.render import Plan, Template, plan_prompt
 from worker.trainer.data.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.skipif(
@@ -120,7 +120,7 @@ def test_every_learned_turn_continues_the_engine_s_prompt(
     base: Path, prompt_ids: Callable[..., list[int]], name: str
 ) -> None:
     tokenizer = tokenizer_of(base, TEMPLATES[name])
-    [found] = render(tokenizer, [{"messages": CONVERSATION, "tools": TOOLS}])
+    [(_, found)] = render(tokenizer, "chat", [{"messages": CONVERSATION, "tools": TOOLS}])
     turns = [i for i, message in enumerate(CONVERSATION) if message["role"] == "assistant"]
     for number, end in enumerate(turns):
         example = found[number if len(found) > 1 else 0]
@@ -134,7 +134,7 @@ def test_a_turn_without_reasoning_continues_the_prompt_with_thinking_off(
     base: Path, prompt_ids: Callable[..., list[int]]
 ) -> None:
     tokenizer = tokenizer_of(base, QWEN3)
-    [found] = render(tokenizer, [{"messages": [*CALLED, turn("assistant", "It rains.")], "tools": TOOLS}])
+    [(_, found)] = render(tokenizer, "chat", [{"messages": [*CALLED, turn("assistant", "It rains.")], "tools": TOOLS}])
     off = prompt_ids(CALLED, TOOLS, chat_template_kwargs={"enable_thinking": False})
     on = prompt_ids(CALLED, TOOLS, chat_template_kwargs={"enable_thinking": True})
     assert found[-1].token_ids[: len(off)].tolist() == off

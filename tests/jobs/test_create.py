@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.jobs.spec import auto_epochs
+from app.jobs.hyperparameters import auto_epochs
 
 
 def test_two_fields_are_enough_and_every_default_is_written_out(client: httpx.Client, dataset: str) -> None:
@@ -16,7 +16,9 @@ def test_two_fields_are_enough_and_every_default_is_written_out(client: httpx.Cl
     assert answer.status_code == 202, answer.text
     job = answer.json()
     assert job["status"] == "queued"
-    assert job["method"] == {"type": "lora", "rank": 8, "alpha": 16, "dropout": 0, "target_modules": "all-linear"}
+    assert job["method"] == {
+        "type": "lora", "rank": 8, "alpha": 16, "dropout": 0, "target_modules": "all-linear", "plus": None, "variant": None
+    }  # fmt: skip
     assert job["hyperparameters"] == {
         "epochs": 3,
         "max_steps": None,
@@ -26,13 +28,16 @@ def test_two_fields_are_enough_and_every_default_is_written_out(client: httpx.Cl
         "warmup_ratio": 0.1,
         "scheduler": "cosine",
         "weight_decay": 0,
+        "max_grad_norm": 1,
+        "gradient_checkpointing": False,
         "checkpoint_every": "auto",
         "keep_checkpoints": 2,
         "deterministic": False,
         "seed": 42,
+        "neftune_alpha": None,
     }
     assert job["check"] == {"max_cut_share": 0.2}
-    assert job["deploy"] == {"mode": "adapter"}
+    assert job["deploy"] == {"mode": "adapter", "reason": "The adapter is loaded beside its base."}
     assert client.get(f"/jobs/{job['id']}").json() == job
 
 
@@ -46,7 +51,15 @@ REFUSALS: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"learning_rate": 1e-4}, 422, "unknown_field", "learning_rate"),
     ({"method": {"rank": 128}}, 422, "invalid_value", "method.rank"),
     ({"method": {"rank": 0}}, 422, "invalid_value", "method.rank"),
-    ({"method": {"type": "qlora"}}, 422, "invalid_value", "method.type"),
+    ({"method": {"type": "mora"}}, 422, "invalid_value", "method.type"),
+    ({"method": {"type": 3}}, 422, "invalid_value", "method.type"),
+    ({"method": "lora"}, 422, "invalid_value", "method"),
+    ({"method": {"type": "full", "rank": 4}}, 422, "unknown_field", "method.rank"),
+    ({"method": {"type": "qlora", "variant": "dora"}}, 422, "invalid_value", "method.variant"),
+    ({"method": {"type": "full"}, "deploy": {"mode": "adapter"}}, 422, "invalid_value", "deploy.mode"),
+    ({"method": {"variant": "dora"}, "deploy": {"mode": "adapter"}}, 422, "invalid_value", "deploy.mode"),
+    ({"method": {"variant": "pissa", "rank": 40}}, 422, "invalid_value", "method.rank"),
+    ({"hyperparameters": {"beta": 0.1}}, 422, "unknown_field", "hyperparameters.beta"),
     ({"method": {"target_modules": ["q_proj", "nothing"]}}, 422, "invalid_value", "method.target_modules.1"),
     ({"hyperparameters": {"epochs": -1}}, 422, "invalid_value", "hyperparameters.epochs"),
     ({"hyperparameters": {"epochs": "many"}}, 422, "invalid_value", "hyperparameters.epochs"),
@@ -56,7 +69,9 @@ REFUSALS: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"hyperparameters": {"max_length": 4096}}, 422, "invalid_value", "hyperparameters.max_length"),
     ({"check": {"max_cut_share": 2}}, 422, "invalid_value", "check.max_cut_share"),
     ({"deploy": {"mode": "nowhere"}}, 422, "invalid_value", "deploy.mode"),
-    ({"stage": "dpo"}, 422, "invalid_value", "stage"),
+    ({"stage": "ppo"}, 422, "invalid_value", "stage"),
+    ({"stage": "dpo"}, 422, "invalid_value", "dataset"),
+    ({"stage": "dpo", "hyperparameters": {"beta": 0}}, 422, "invalid_value", "hyperparameters.beta"),
     ({"name": "Not A Name"}, 422, "invalid_value", "name"),
     ({"name": "demo-base"}, 409, "name_taken", "name"),
     ({"metadata": {"a": 1}}, 422, "invalid_value", "metadata.a"),

@@ -105,13 +105,19 @@ def test_the_docs_and_the_openapi_document_name_the_same_routes(client: httpx.Cl
 
 
 def test_the_docs_name_every_job_field_with_its_default(client: httpx.Client) -> None:
-    from app.jobs.spec import Deploy, Hyperparameters, Lora
+    from app.jobs.hyperparameters import HYPERPARAMETERS
+    from app.jobs.methods import METHODS
+    from app.jobs.spec import Check, Deploy
 
     text = (REPOSITORY / "docs/api.md").read_text()
     rows = dict(re.findall(r"^\| `([\w.]+)` \|[^|]*\| ([^|]*) \|", text, re.MULTILINE))
-    for prefix, model in (("method", Lora), ("hyperparameters", Hyperparameters), ("deploy", Deploy)):
+    of_methods = [("method", model) for model in METHODS.values()]
+    of_stages = [("hyperparameters", model) for model in HYPERPARAMETERS.values()]
+    for prefix, model in (*of_methods, *of_stages, ("deploy", Deploy), ("check", Check)):
         for field, value in model().model_dump().items():
             written = rows[f"{prefix}.{field}"].strip('`" ')
+            if field == "type":
+                continue
             said = f"{value:g}" if isinstance(value, float) else json.dumps(value).strip('"')
             assert written == ("2 × rank" if field == "alpha" else said), f"{prefix}.{field}"
 

@@ -20,7 +20,8 @@ from tests.datasets.helpers import jsonl, new_row, refusal
 from worker.publish import publish
 from worker.reconcilers.leftovers import remove_leftovers
 
-METHOD = {"type": "lora", "rank": 4, "alpha": 32.0, "dropout": 0.1, "target_modules": ["q_proj"]}
+METHOD = {"type": "lora", "rank": 4, "alpha": 32.0, "dropout": 0.1, "target_modules": ["q_proj"],
+          "plus": None, "variant": None}  # fmt: skip
 
 
 def write_output(folder: Path, base: str, method: dict[str, Any] = METHOD) -> None:

@@ -1,5 +1,5 @@
 """The trainer's small model and rows."""
 
-from tests.trainer.conftest import base, make_spec, rows, tokenizer
+from tests.trainer.conftest import base, make_spec, rows, rows_of, tokenizer
 
-__all__ = ["base", "make_spec", "rows", "tokenizer"]
+__all__ = ["base", "make_spec", "rows", "rows_of", "tokenizer"]

@@ -50,7 +50,8 @@ def attempt(spec: TrainerSpec, out: Path, course: Course, at: Callable[[Event, S
         course.last = event
 
     run(spec, out, emit, stop)
-    course.weights = (out / "adapter" / "adapter_model.safetensors").read_bytes()
+    [weights] = [path for path in out.glob("*/*.safetensors") if path.parent.name != "checkpoints"][:1]
+    course.weights = weights.read_bytes()
 
 
 def newest_checkpoint(out: Path) -> Path | None:

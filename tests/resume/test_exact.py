@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from app.jobs.spec import TrainerSpec
+from app.jobs.combinations import STAGES as KINDS
+from app.jobs.spec import JobSpec, TrainerSpec
 from tests.resume.harness import Course, Killed, attempt, disturbed, newest_checkpoint, undisturbed
+from tests.trainer.rows_of_the_table import ALL, job
 from worker.trainer import checkpoints, loop, run
 from worker.trainer.determinism import SUMS_DIFFER
 from worker.trainer.failures import Failure
@@ -36,6 +38,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 # Goes on training an adapter that another run made.
 FURTHER = "an adapter"
 SHAPES[FURTHER] = {"method": {"dropout": 0.1}, "hyperparameters": {"epochs": 2, "checkpoint_every": 2}}
+# Every stage and every method is killed too.
+TABLE = {name: changes for name, changes in ALL.items() if name != "sft"}
 KILLED_RUNS = int(os.environ.get("BURNISH_TEST_KILLS", "4"))  # of each shape; `make test-all` has more
 
 
@@ -67,6 +71,23 @@ def test_killed_at_any_event_it_goes_on_as_if_nothing_had_been(make_spec: Make, 
     for number in range(KILLED_RUNS):
         kills = [chance.randint(1, len(events)) for _ in range(chance.choice((1, 1, 2)))]
         found = disturbed(spec, tmp_path / str(number), kills)
+        assert_same(found, expected)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_so_does_every_stage_and_every_method(
+    make_spec: Make, rows_of: Callable[[str], str], tmp_path: Path, name: str
+) -> None:
+    changes = job(TABLE[name], epochs=2, checkpoint_every=2)
+    rows = rows_of(KINDS[JobSpec.model_validate(changes).stage].rows)
+    spec = make_spec(rows=rows, validation={"fraction": 0.1}, **changes)
+    expected, events = undisturbed(spec, tmp_path / "whole")
+    chance = random.Random(name)
+    # Two checkpoints are behind a kill here, and steps that come to nothing.
+    late = [number for number, event in enumerate(events, 1) if event.get("step", 0) > 4]
+    for number in range(max(1, KILLED_RUNS // 10)):
+        found = disturbed(spec, tmp_path / str(number), [chance.choice(late)])
+        assert found.resumed_at[-1] > 0
         assert_same(found, expected)
 
 

@@ -71,6 +71,30 @@ def rows(tmp_path: Path) -> str:
 
 
 @pytest.fixture
+def rows_of(tmp_path: Path, rows: str) -> Callable[[str], str]:
+    """Rows of any kind that a small model can learn from: good answers count, bad ones do not."""
+
+    def make(kind: str) -> str:
+        if kind == "chat":
+            return rows
+        asked = [chat(f"Count {'on ' * (i % 5)}to {i}.") for i in range(40)]
+        good, bad = (
+            [{"role": "assistant", "content": text.format(i)} for i in range(40)] for text in ("It is {}.", "No {}")
+        )
+        made: dict[str, list[dict[str, Any]]] = {
+            "text": [{"text": f"Count {'on ' * (i % 9)}to {i}: it is {i}. " * (1 + i % 3)} for i in range(42)],
+            "preference": [{"messages": m, "chosen": [c], "rejected": [r]} for m, c, r in zip(asked, good, bad, strict=True)],
+            "labels": [{"messages": [*m, b if i % 2 else a], "label": i % 2 == 0}
+                       for i, (m, a, b) in enumerate(zip(asked, good, bad, strict=True))],
+        }  # fmt: skip
+        path = tmp_path / f"{kind}.parquet"
+        pq.write_table(pa.Table.from_pylist(made[kind], SCHEMAS[kind]), path)
+        return str(path)
+
+    return make
+
+
+@pytest.fixture
 def make_spec(base: Path, rows: str) -> Callable[..., TrainerSpec]:
     def make(**changes: Any) -> TrainerSpec:
         top = {key: changes.pop(key) for key in list(changes) if key in TrainerSpec.model_fields and key != "spec"}

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tests.trainer.conftest import chat
 from worker.trainer.data.conversation import Message
-from worker.trainer.data.render import ChatTemplateError, Example, render
+from worker.trainer.data.kinds import render
+from worker.trainer.data.render import ChatTemplateError, Example
 
 PLAIN = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -40,7 +41,8 @@ def with_template(tokenizer: Any, template: str) -> Any:
 
 def examples(tokenizer: Any, template: str | None, *conversations: list[Message]) -> list[list[Example]]:
     rows = [{"messages": messages, "tools": None} for messages in conversations]
-    return list(render(with_template(tokenizer, template or tokenizer.chat_template), rows))
+    rendered = render(with_template(tokenizer, template or tokenizer.chat_template), "chat", rows)
+    return [[example for _, example in parts] for _, parts in rendered]
 
 
 def learned(tokenizer: Any, example: Example) -> list[str]:
@@ -227,8 +229,8 @@ OSLO = '{"city": "Oslo", "unit": "°C"}'
 
 
 def rendered(tokenizer: Any, template: str, messages: list[Message], tools: str | None = None) -> list[Example]:
-    [found] = render(with_template(tokenizer, template), [{"messages": messages, "tools": tools}])
-    return found
+    [(_, parts)] = render(with_template(tokenizer, template), "chat", [{"messages": messages, "tools": tools}])
+    return [example for _, example in parts]
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def test_the_manifest_says_what_made_the_adapter(train: Run, tmp_path: Path) -> 
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["provenance"] == {"dataset_sha256": "ab"}
     assert manifest["spec"]["method"] == {
-        "type": "lora", "rank": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": "all-linear"
+        "type": "lora", "rank": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": "all-linear", "plus": None, "variant": None
     }  # fmt: skip
     assert manifest["made_with"]["torch"] == torch.__version__
     assert manifest["made_with"]["threads"] == 1

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from worker.trainer.base import accepts
 from worker.trainer.data.render import Example
+from worker.trainer.data.rows import Item
 from worker.trainer.stages import sft
 
 
@@ -42,8 +43,8 @@ def plain_loss(model: Any, examples: list[Example]) -> torch.Tensor:
 
 
 def step_loss(model: Any, examples: list[Example], max_tokens: int) -> torch.Tensor:
-    batches = sft.batches(examples, 0, max_tokens)
-    return torch.stack([sft.loss(model, batch) for batch in batches]).sum() / sum(b["loss_tokens"] for b in batches)
+    batches = sft.batches([Item((example,)) for example in examples], 0, max_tokens)
+    return torch.stack([sft.loss(model, batch, None)[0] for batch in batches]).sum() / sum(b["count"] for b in batches)
 
 
 def gradients(model: Any, loss: torch.Tensor) -> torch.Tensor:
@@ -77,7 +78,7 @@ def test_a_model_that_cannot_keep_some_logits_gives_the_same_loss(model: Any, mo
 
 
 def test_micro_batches_stay_within_the_budget_and_hold_every_row() -> None:
-    batches = sft.batches(make_examples(), 0, 64)
+    batches = sft.batches([Item((example,)) for example in make_examples()], 0, 64)
     assert all(batch["input_ids"].numel() <= 64 for batch in batches)
     assert sum(len(batch["input_ids"]) for batch in batches) == 5
     assert sum(batch["tokens"] for batch in batches) == 40 + 31 + 17 + 9 + 4
@@ -85,5 +86,5 @@ def test_micro_batches_stay_within_the_budget_and_hold_every_row() -> None:
 
 def test_logits_are_computed_only_where_there_is_loss() -> None:
     answers = [Example(np.arange(n, dtype=np.int32), np.arange(n) >= n - 2) for n in (50, 46, 41)]
-    [batch] = sft.batches(answers, 0, 1000)
+    [batch] = sft.batches([Item((answer,)) for answer in answers], 0, 1000)
     assert batch["columns"].tolist() == [47, 48]

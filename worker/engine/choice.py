@@ -1,4 +1,4 @@
-"""Which inference engine this machine uses."""
+"""Which inference engine serves what."""
 
 from __future__ import annotations
 
@@ -15,3 +15,8 @@ def choose_engine(settings: Settings) -> InferenceEngine:
     if name == "auto":
         name = "vllm" if vllm.is_installed(settings) else "embedded"
     return ENGINES[name]
+
+
+def engine_for(kind: str, usual: InferenceEngine) -> InferenceEngine:
+    """The engine of a model of this kind: the embedded one scores, the machine's usual one writes answers."""
+    return embedded if kind == "reward" else usual

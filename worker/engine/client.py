@@ -56,6 +56,14 @@ def score(url: str, name: str, token_ids: Sequence[int]) -> float:
     return float(response.json()["choices"][0]["prompt_logprobs"][-1][str(token_ids[-1])]["logprob"])
 
 
+def reward(url: str, name: str, token_ids: Sequence[int]) -> float:
+    """The score that the reward model `name` gives to a text. Raises `EngineError` as `score` does."""
+    response = _post(url, "/v1/score", {"model": name, "token_ids": [list(token_ids)]})
+    if response.is_error:
+        raise EngineError("score_failed", f"The engine does not score with {name}: {_reason(response)}")
+    return float(response.json()["data"][0]["score"])
+
+
 def _post(url: str, path: str, body: dict[str, Any]) -> httpx.Response:
     try:
         # No proxy of the environment may stand between this machine and itself.

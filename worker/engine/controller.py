@@ -19,7 +19,7 @@ from app.kit.database import utc_now
 from app.settings import Settings
 from worker.engine import rows
 from worker.engine import running as life
-from worker.engine.choice import choose_engine
+from worker.engine.choice import choose_engine, engine_for
 from worker.engine.protocol import EngineError, InferenceEngine
 from worker.engine.rows import WantedAdapter, WantedEngine
 from worker.engine.running import Running
@@ -175,9 +175,10 @@ def _consider(state: State, wanted: WantedEngine, engines: dict[str, WantedEngin
         return
     waited = now - state.waiting_since.setdefault(model_id, now)
     try:
-        needed = state.engine.memory_needed(life.model_folder(wanted.kind, wanted.location), state.settings)
-        if not _has_room(state, needed):
-            _make_room(state, needed, waited, engines)
+        engine = engine_for(wanted.kind, state.engine)
+        needed = engine.memory_needed(life.model_folder(wanted.kind, wanted.location), state.settings)
+        if not _has_room(state, engine, needed):
+            _make_room(state, engine, needed, waited, engines)
             return
     except EngineError as error:
         state.waiting_since.pop(model_id, None)
@@ -186,18 +187,20 @@ def _consider(state: State, wanted: WantedEngine, engines: dict[str, WantedEngin
     del state.waiting_since[model_id]
     if rows.set_engine(model_id, "starting", if_status=("wanted",)):
         running = state.running[model_id] = Running(model_id, wanted.generation + 1, needed)
-        running.action = state.threads.submit(life.bring_up, running, wanted, state.engine, state.settings)
+        running.action = state.threads.submit(life.bring_up, running, wanted, engine, state.settings)
 
 
-def _has_room(state: State, needed: int) -> bool:
+def _has_room(state: State, engine: InferenceEngine, needed: int) -> bool:
     """Whether one more engine may run, and its memory is free beside what starting engines are about to take."""
     if len(state.running) >= state.settings.max_engines:
         return False
     promised = sum(each.needed_bytes for each in state.running.values() if each.ready_at is None)
-    return state.engine.memory_available(state.settings) - promised >= needed
+    return engine.memory_available(state.settings) - promised >= needed
 
 
-def _make_room(state: State, needed: int, waited: float, engines: dict[str, WantedEngine]) -> None:
+def _make_room(
+    state: State, engine: InferenceEngine, needed: int, waited: float, engines: dict[str, WantedEngine]
+) -> None:
     """Stop the engine that was used least recently, unless one is starting or ending, which may be room enough.
 
     Raises `EngineError` when no engine is left to stop and the memory has not come free for a while.
@@ -213,7 +216,7 @@ def _make_room(state: State, needed: int, waited: float, engines: dict[str, Want
             rows.set_engine(oldest.model_id, "stopped")
             state.running[oldest.model_id].stopping.set()
     elif waited > ROOM_SECONDS:
-        free = state.engine.memory_available(state.settings)
+        free = engine.memory_available(state.settings)
         raise EngineError(
             "engine_memory",
             f"The engine needs about {needed / 2**30:.1f} GiB of memory and {free / 2**30:.1f} GiB are free.",

@@ -14,9 +14,15 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
-from worker.trainer.data.render import Template, plan_prompt
+from worker.trainer.data.render import ChatTemplateError, Template, plan, plan_prompt
 from worker.trainer.data.tokenizer import load_tokenizer
 
 
@@ -37,13 +43,15 @@ class EmbeddedModel:
     def __init__(self, path: Path, template: str | None, max_length: int, own_code: bool = False) -> None:
         self.tokenizer = load_tokenizer(str(path), template, own_code)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        base = AutoModelForCausalLM.from_pretrained(
-            path, dtype="auto", use_safetensors=True, local_files_only=True, trust_remote_code=own_code
-        )
+        options = {"local_files_only": True, "trust_remote_code": own_code}
+        config = AutoConfig.from_pretrained(path, **options)
+        self.scores = (config.architectures or [""])[0].endswith("ForSequenceClassification")
+        kind = AutoModelForSequenceClassification if self.scores else AutoModelForCausalLM
+        base = kind.from_pretrained(path, dtype="auto", use_safetensors=True, **options)
         self.model: Any = base.to(self.device).eval()
         own = getattr(base.config.get_text_config(), "max_position_embeddings", None)
         self.max_length = min(max_length, own or max_length)
-        ends = base.generation_config.eos_token_id
+        ends = None if self.scores else base.generation_config.eos_token_id
         self.end_ids = frozenset(ends if isinstance(ends, list) else [ends]) - {None}
         self.adapters: set[str] = set()
 
@@ -67,6 +75,19 @@ class EmbeddedModel:
         """The token ids of a conversation, up to where the assistant's answer begins. Raises `ChatTemplateError`."""
         text = plan_prompt(Template(self.tokenizer), messages, tools=None).text
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def render_answered(self, messages: list[dict[str, Any]]) -> list[int]:
+        """The token ids of a conversation that ends with the assistant's turn, as training renders it. Raises
+        `ChatTemplateError`."""
+        plans = plan(Template(self.tokenizer), messages, None, len(messages) - 1)
+        if not plans:
+            raise ChatTemplateError("the last message is not the assistant's answer to another one")
+        return list(self.tokenizer(plans[0].text, add_special_tokens=False).input_ids)
+
+    def score(self, ids: list[int]) -> float:
+        """A reward model's score of a text."""
+        with torch.inference_mode():
+            return float(self.model(input_ids=torch.tensor([ids], device=self.device)).logits[0, 0])
 
     def log_probabilities(self, adapter: str | None, ids: list[int]) -> list[float]:
         """The natural log-probability of each token but the first, given those before it."""

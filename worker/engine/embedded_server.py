@@ -93,6 +93,25 @@ def create_app(model: EmbeddedModel, served: str) -> FastAPI:
         values = await in_turn(model.log_probabilities, adapter_of(body.get("model")), ids)
         return wire.scored(_new_id(), str(body["model"]), ids, values)
 
+    @app.post("/v1/score")
+    async def score(request: Request) -> dict[str, Any]:
+        body = await _body(request)
+        if not model.scores:
+            raise Refused("This model writes answers; only a reward model scores them.", "model")
+        texts = list(body.get("token_ids", []))
+        for number, messages in enumerate(body.get("conversations", [])):
+            try:
+                texts.append(model.render_answered(messages))
+            except ChatTemplateError as error:
+                raise Refused(f"The chat template refuses conversation {number}: {error}", "conversations") from error
+        for ids in texts:
+            _check_length(model, ids)
+        data = [
+            {"object": "score", "index": i, "score": await in_turn(model.score, ids)} for i, ids in enumerate(texts)
+        ]
+        tokens = wire.count(sum(map(len, texts)), 0)
+        return {"object": "list", "model": str(body.get("model")), "data": data, "usage": tokens}
+
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Any:
         body = wire.check_chat(await _body(request))

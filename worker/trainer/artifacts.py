@@ -11,21 +11,23 @@ from typing import Any
 
 import torch
 
-_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy")
+_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "safetensors", "numpy")
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Writes the tokenizer's files and the exact template that was trained with, in chat_template.jinja."""
+    """Writes the tokenizer's files and the exact template that was trained with, in chat_template.jinja, where it has one."""
     tokenizer.save_pretrained(str(folder))
-    (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
+    if tokenizer.chat_template:
+        (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
 
 
 def save_merged(model: Any, tokenizer: Any, folder: Path, stop_token_ids: list[int]) -> None:
     """Writes a plain transformers folder whose generation config ends an answer at each of `stop_token_ids` too."""
-    config = model.generation_config
-    own = config.eos_token_id if config.eos_token_id is not None else []
-    own = own if isinstance(own, list) else [own]
-    config.eos_token_id = own + [token for token in stop_token_ids if token not in own]
+    config = getattr(model, "generation_config", None)
+    if config is not None:  # a reward model, which writes no answers, has none
+        own = config.eos_token_id if config.eos_token_id is not None else []
+        own = own if isinstance(own, list) else [own]
+        config.eos_token_id = own + [token for token in stop_token_ids if token not in own]
     model.save_pretrained(str(folder))
     save_tokenizer(tokenizer, folder)
 

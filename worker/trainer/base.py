@@ -4,30 +4,64 @@ from __future__ import annotations
 
 import inspect
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
 
 from worker.trainer.failures import unreadable_model
 
+# What a stage makes → transformers' class of it.
+_CLASSES = {"language model": AutoModelForCausalLM, "reward model": AutoModelForSequenceClassification}
 
-def load_model(folder: str, dtype: torch.dtype | str, own_code: bool) -> Any:
-    """The base model on the CPU, from safetensors only; `dtype` "auto" is the one that its files are in, `own_code` lets
-    the model's code run."""
+
+@dataclass(frozen=True)
+class Base:
+    """A base model's folder, and what of it a run loads; `own_code` lets the model's code run."""
+
+    folder: str
+    own_code: bool = False
+    makes: Literal["language model", "reward model"] = "language model"
+    pad_id: int | None = None
+
+
+def load_model(base: Base, dtype: torch.dtype | str, **options: Any) -> Any:
+    """The base model on the CPU, from safetensors only; `dtype` "auto" is the one that its files are in.
+
+    A reward model is the base without its output layer and, in its place, one new score, whose weights come from torch's
+    global generator. Raises `Failure` (`model_unreadable`).
+    """
+    if base.makes == "reward model":
+        options |= {"num_labels": 1, "pad_token_id": base.pad_id}
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=own_code
+        return _CLASSES[base.makes].from_pretrained(
+            base.folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=base.own_code,
+            **options,
         )
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise unreadable_model(folder, "weights", error) from error
+        raise unreadable_model(base.folder, "weights", error) from error
 
 
-def own_dtype(folder: str, own_code: bool) -> torch.dtype:
+def random_model(base: Base) -> Any:
+    """A model of the base's architecture in fp32, its weights from torch's global generator."""
+    config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=base.own_code)
+    made = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=base.own_code)
+    if (Path(base.folder) / "generation_config.json").is_file():
+        made.generation_config = GenerationConfig.from_pretrained(base.folder)
+    return made
+
+
+def own_dtype(base: Base) -> torch.dtype:
     """The dtype that the base model's files are in, by its configuration."""
-    dtype = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=own_code).dtype
+    dtype = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=base.own_code).dtype
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 

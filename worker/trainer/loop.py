@@ -1,7 +1,7 @@
 """The one training loop: transformers' `Trainer`, with our batches and our loss.
 
 An optimiser step is `batch_size` rows exactly, however many micro-batches they are run in. Its loss is the mean over all
-loss tokens of the step, so it does not depend on how the rows were split.
+that the stage counts in the step (for `sft` loss tokens), so it does not depend on how the rows were split.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from peft.optimizers import create_loraplus_optimizer
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from app.jobs.spec import Hyperparameters
+from app.jobs.hyperparameters import Hyperparameters, Supervised
 from worker.trainer.base import autocast
 from worker.trainer.checkpoints import SECONDS_BETWEEN, Checkpoints, RunState, commit, read_state
 from worker.trainer.data.batches import LengthBuckets
-from worker.trainer.data.render import Example
+from worker.trainer.data.rows import Item
 from worker.trainer.events import Emit
 from worker.trainer.failures import Failure
-from worker.trainer.stages import Batch, Stage
+from worker.trainer.stages import Stage, texts
+from worker.trainer.stages.texts import Batch
 
 # Padded tokens of a micro-batch: enough to keep the cores or the GPU busy, little enough for its activations to fit.
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 8192}
-MAX_GRADIENT_NORM = 1.0
 
 _SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 _SPEED_WINDOW = 50  # steps over which tokens per second and the time left are measured
@@ -51,19 +52,20 @@ def micro_batch_tokens() -> int:
     return MICRO_BATCH_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
 
 
-def count_steps(examples: int, settings: Hyperparameters) -> int:
+def count_steps(items: int, settings: Hyperparameters) -> int:
     """Optimiser steps of a run: `epochs` passes, an incomplete last batch counted, or `max_steps` if that is fewer."""
-    steps = math.ceil(float(settings.epochs) * math.ceil(examples / settings.batch_size))
+    steps = math.ceil(float(settings.epochs) * math.ceil(items / settings.batch_size))
     return min(steps, settings.max_steps or steps)
 
 
 def train(
     model: Any,
     stage: Stage,
-    examples: list[Example],
-    validation: list[Example],
+    items: list[Item],
+    validation: list[Item],
     settings: Hyperparameters,
     *,
+    plus: float | None,
     pad_id: int,
     checkpoints: Checkpoints,
     emit: Emit,
@@ -74,7 +76,7 @@ def train(
 
     Raises `Failure` `loss_not_finite`.
     """
-    loop = _Loop(model, stage, examples, validation, settings, pad_id, checkpoints, emit, stop_requested)
+    loop = _Loop(model, stage, items, validation, settings, plus, pad_id, checkpoints, emit, stop_requested)
     loop.run()
     return Outcome(loop.state.global_step, loop.last_loss, loop.last_validation_loss)
 
@@ -84,9 +86,10 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         self,
         model: Any,
         stage: Stage,
-        examples: list[Example],
-        validation: list[Example],
+        items: list[Item],
+        validation: list[Item],
         settings: Hyperparameters,
+        plus: float | None,
         pad_id: int,
         checkpoints: Checkpoints,
         emit: Emit,
@@ -95,10 +98,11 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         self.stage = stage
         self.validation = validation
         self.settings = settings
+        self.plus = plus
         self.pad_id = pad_id
         self.checkpoints = checkpoints
         self.resumed = read_state(checkpoints.resume_from) if checkpoints.resume_from else None
-        self.steps_per_epoch = math.ceil(len(examples) / settings.batch_size)
+        self.steps_per_epoch = math.ceil(len(items) / settings.batch_size)
         self.saved_step = self.validated_step = self.resumed.step if self.resumed else 0
         self.saved_at = perf_counter()
         self.emit = emit
@@ -106,12 +110,13 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         self.recent: deque[tuple[float, int]] = deque(maxlen=_SPEED_WINDOW)  # (seconds, tokens) of a step
         self.step_began = 0.0
         self.step_tokens = 0
+        self.measured: dict[str, float] = {}
         self.last_loss = self.resumed.loss if self.resumed else math.nan
         self.last_validation_loss = self.resumed.validation_loss if self.resumed else None
         super().__init__(
             model=model,
-            args=_arguments(settings, count_steps(len(examples), settings), checkpoints.folder),
-            train_dataset=examples,
+            args=_arguments(settings, count_steps(len(items), settings), checkpoints.folder),
+            train_dataset=items,
             callbacks=[_Hooks(self)],
         )
         self.remove_callback(PrinterCallback)
@@ -180,27 +185,42 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Yields a step's rows as its list of micro-batches."""
-        lengths = [len(example.token_ids) for example in self.train_dataset]
+        lengths = [item.length for item in self.train_dataset]
         sampler = LengthBuckets(lengths, self.settings.batch_size, self.settings.seed)
         loader: DataLoader[Any] = DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self._micro_batches)
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
-    def _micro_batches(self, examples: list[Example]) -> list[Batch]:
-        return self.stage.batches(examples, self.pad_id, micro_batch_tokens())
+    def _micro_batches(self, items: list[Item]) -> list[Batch]:
+        return self.stage.batches(items, self.pad_id, micro_batch_tokens())
+
+    def create_optimizer(self, *given: Any) -> Any:
+        """With `plus` LoRA+'s (Hayou et al., 2024, arXiv:2402.12354), as PEFT makes its groups; else the Trainer's."""
+        if self.plus is None:
+            return super().create_optimizer(*given)
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        options |= {"weight_decay": self.args.weight_decay}
+        self.optimizer = create_loraplus_optimizer(self.model, kind, loraplus_lr_ratio=self.plus, **options)
+        return self.optimizer
 
     def training_step(self, model: Any, inputs: list[Batch], num_items_in_batch: object = None) -> torch.Tensor:
         """Forward and backward over a step's micro-batches. Returns the step's loss, an fp32 scalar."""
         self.step_began = perf_counter()
         self.step_tokens = sum(batch["tokens"] for batch in inputs)
-        loss_tokens = sum(batch["loss_tokens"] for batch in inputs)
+        count = sum(batch["count"] for batch in inputs)
         model.train()
+        with autocast(self.args.device):
+            self.stage.begin_step(model, inputs)
         total = torch.zeros((), device=self.args.device)
+        measured = dict[str, torch.Tensor]()
         for batch in inputs:
             with autocast(self.args.device):
-                loss = self.stage.loss(model, batch) / loss_tokens
+                lost, also = self.stage.loss(model, batch, self.settings)
+                loss = lost / count
             self.accelerator.backward(loss)
             total += loss.detach()
+            _add(measured, also)
+        self.measured = _means(measured, count)
         self.last_loss = total.item()
         if not math.isfinite(self.last_loss):
             raise _not_finite("loss", self.last_loss, self.state.global_step + 1)
@@ -222,6 +242,7 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
             loss=self.last_loss,
             learning_rate=logs["learning_rate"],
             grad_norm=logs["grad_norm"],
+            **self.measured,
             tokens=self.step_tokens,
             seconds=round(took, 6),
             epoch=round(self.state.epoch, 6),
@@ -233,27 +254,29 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
     def validate(self) -> None:
         """Emits the mean loss over the loss tokens of the validation rows, unless a stop is asked meanwhile."""
         self.model.eval()
-        total, loss_tokens = 0.0, 0
-        for batch in self._validation_batches():
-            if self.stop_requested():
-                return
+        total, count = 0.0, 0
+        measured = dict[str, torch.Tensor]()
+        for group in self._validation_groups():
             with autocast(self.args.device):
-                total += self.stage.loss(self.model, self._to_device(batch)).item()
-            loss_tokens += batch["loss_tokens"]
-        self.last_validation_loss = total / loss_tokens
+                self.stage.begin_step(self.model, group)
+                for batch in group:
+                    if self.stop_requested():
+                        return
+                    lost, also = self.stage.loss(self.model, batch, self.settings)
+                    total += lost.item()
+                    _add(measured, also)
+                    count += batch["count"]
+        self.last_validation_loss = total / count
         if not math.isfinite(self.last_validation_loss):
             raise _not_finite("validation loss", self.last_validation_loss, self.state.global_step)
         self.validated_step = self.state.global_step
-        self.emit("validation", step=self.state.global_step, loss=self.last_validation_loss)
+        self.emit("validation", step=self.state.global_step, loss=self.last_validation_loss, **_means(measured, count))
 
-    def _validation_batches(self) -> Iterator[Batch]:
-        shortest_first = sorted(self.validation, key=lambda example: len(example.token_ids))
+    def _validation_groups(self) -> Iterator[list[Batch]]:
+        shortest_first = sorted(self.validation, key=lambda item: item.length)
         for start in range(0, len(shortest_first), _VALIDATION_ROWS):
-            yield from self._micro_batches(shortest_first[start : start + _VALIDATION_ROWS])
-
-    def _to_device(self, batch: Batch) -> Batch:
-        device = self.args.device
-        return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+            made = self._micro_batches(shortest_first[start : start + _VALIDATION_ROWS])
+            yield [texts.to(batch, self.args.device) for batch in made]
 
     def floating_point_ops(self, inputs: object) -> int:
         return 0  # the Trainer counts them for its own summary, by the shape of a batch that is not like ours
@@ -294,8 +317,11 @@ def _arguments(settings: Hyperparameters, steps: int, out: Path) -> TrainingArgu
         # In steps: the Trainer takes a ratio too, but reads 1.0 as one step.
         warmup_steps=math.ceil(settings.warmup_ratio * steps),
         weight_decay=settings.weight_decay,
-        max_grad_norm=MAX_GRADIENT_NORM,
+        max_grad_norm=settings.max_grad_norm,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         optim="adamw_torch_fused",
+        neftune_noise_alpha=settings.neftune_alpha if isinstance(settings, Supervised) else None,
         seed=settings.seed,
         data_seed=settings.seed,
         use_cpu=not torch.cuda.is_available(),
@@ -312,6 +338,15 @@ def _arguments(settings: Hyperparameters, steps: int, out: Path) -> TrainingArgu
     _ = arguments.device  # sets _n_gpu
     arguments._n_gpu = 1  # with several in sight the Trainer would use DataParallel
     return arguments
+
+
+def _add(sums: dict[str, torch.Tensor], more: dict[str, torch.Tensor]) -> None:
+    for name, value in more.items():
+        sums[name] = sums[name] + value if name in sums else value
+
+
+def _means(measured: dict[str, torch.Tensor], count: int) -> dict[str, float]:
+    return {name: float(value) / count for name, value in measured.items()}
 
 
 def _not_finite(what: str, value: float, step: int) -> Failure:

@@ -1,4 +1,4 @@
-"""Evidence that an adapter is applied where it is served: a token whose probability it changed."""
+"""Evidence that a fine-tune is applied where it is served: a token whose probability it changed."""
 
 from __future__ import annotations
 
@@ -7,33 +7,54 @@ from typing import Any
 import torch
 
 from worker.trainer.base import autocast
-from worker.trainer.data.render import Example
+from worker.trainer.data.rows import Item
 
 _ROWS = 16
 
 
+class Proof:
+    """Up to 16 prompts, each with the first token that is learned after it, and what the untrained model says of them."""
+
+    def __init__(self, model: Any, items: list[Item]) -> None:
+        """`model` is the base model, prepared, and with nothing learned."""
+        self.token_ids = []
+        for item in items[:: -(-len(items) // _ROWS)]:
+            example = item.examples[0]
+            first = 1 + int(example.loss_mask[1:].argmax())
+            self.token_ids.append(example.token_ids[: first + 1].tolist())
+        self.base = self._log_probabilities(model)
+
+    def find(self, model: Any) -> dict[str, Any]:
+        """The prompt that base and trained model disagree on most.
+
+        Returns token_ids (the prompt and the token after it), base_logprob and tuned_logprob: natural logarithms of the
+        probability of the last id given those before it. An engine that answers with base_logprob has accepted an
+        adapter and does not apply it.
+        """
+        tuned = self._log_probabilities(model)
+        at = max(range(len(tuned)), key=lambda i: abs(tuned[i] - self.base[i]))
+        return {"token_ids": self.token_ids[at], "base_logprob": self.base[at], "tuned_logprob": tuned[at]}
+
+    @torch.no_grad()
+    def _log_probabilities(self, model: Any) -> list[float]:
+        device, was_training = next(model.parameters()).device, model.training
+        model.eval()
+        found = []
+        for token_ids in self.token_ids:
+            with autocast(device):
+                inputs = torch.tensor([token_ids[:-1]], device=device)
+                logits = model(input_ids=inputs, use_cache=False).logits[0, -1]
+            found.append(float(logits.float().log_softmax(dim=-1)[token_ids[-1]]))
+        model.train(was_training)
+        return found
+
+
 @torch.no_grad()
-def find_proof(model: Any, examples: list[Example]) -> dict[str, Any]:
-    """Of up to 16 rows, the one whose first loss token base and tuned model disagree on most.
-
-    Returns token_ids (the prompt and that token), base_logprob and tuned_logprob: natural logarithms of the probability
-    of the last id given those before it, with the adapter off and on. An engine that answers with base_logprob has
-    accepted the adapter and does not apply it.
-    """
+def find_score(model: Any, items: list[Item]) -> dict[str, Any]:
+    """Of a reward model: token_ids of a text, and the score that it gives it."""
     model.eval()
-    proofs = []
-    for example in examples[:: -(-len(examples) // _ROWS)]:
-        first = 1 + int(example.loss_mask[1:].argmax())
-        token_ids = example.token_ids[: first + 1].tolist()
-        tuned = _last_logprob(model, token_ids)
-        with model.disable_adapter():
-            base = _last_logprob(model, token_ids)
-        proofs.append({"token_ids": token_ids, "base_logprob": base, "tuned_logprob": tuned})
-    return max(proofs, key=lambda proof: abs(proof["tuned_logprob"] - proof["base_logprob"]))
-
-
-def _last_logprob(model: Any, token_ids: list[int]) -> float:
+    token_ids = items[0].examples[0].token_ids.tolist()
     device = next(model.parameters()).device
     with autocast(device):
-        logits = model(input_ids=torch.tensor([token_ids[:-1]], device=device), use_cache=False).logits[0, -1]
-    return float(logits.float().log_softmax(dim=-1)[token_ids[-1]])
+        score = model(input_ids=torch.tensor([token_ids], device=device)).logits[0, 0]
+    return {"token_ids": token_ids, "score": float(score)}

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from worker.trainer.data.render import Example, Plan, Row, Template, plan, plan_prompt, tokenize
+from worker.trainer.data.render import ChatTemplateError, Example, Plan, Row, Template, plan, plan_prompt, tokenize
+
+Parts = list[tuple[str, Example]]
+
+_ROWS_PER_BATCH = 1000  # bounds memory; the tokenizer's threads are busy well below it
 
 
 def plan_row(template: Template | None, kind: str, row: Row) -> list[tuple[str, Plan]]:
@@ -27,6 +32,28 @@ def plan_row(template: Template | None, kind: str, row: Row) -> list[tuple[str, 
         return [(p, each) for p in parts for each in plan(template, messages + row[p], tools, len(messages))]
     start = len(messages) - 1 if kind == "labels" else 0
     return [("conversation", each) for each in plan(template, messages, tools, start)]
+
+
+def render(tokenizer: Any, kind: str, rows: Iterable[Row]) -> Iterator[tuple[Row, Parts]]:
+    """Renders each row (docs/formats.md) of a kind, in order, into the examples of its parts, uncut: see `plan_row`.
+
+    `tokenizer` is a fast tokenizer, with a chat template for all kinds but text. Raises `ChatTemplateError`, naming the row
+    from 1.
+    """
+    template = None if kind == "text" else Template(tokenizer)
+    numbered = enumerate(rows, start=1)
+    while chunk := list(islice(numbered, _ROWS_PER_BATCH)):
+        planned = [_plan_numbered(template, kind, number, row) for number, row in chunk]
+        made = examples(tokenizer, kind, [plan for parts in planned for _, plan in parts])
+        for (_, row), parts in zip(chunk, planned, strict=True):
+            yield row, [(part, next(made)) for part, _ in parts]
+
+
+def _plan_numbered(template: Template | None, kind: str, number: int, row: Row) -> list[tuple[str, Plan]]:
+    try:
+        return plan_row(template, kind, row)
+    except ChatTemplateError as error:
+        raise ChatTemplateError(f"The chat template failed on row {number}: {error}") from error
 
 
 def examples(tokenizer: Any, kind: str, plans: list[Plan]) -> Iterator[Example]:

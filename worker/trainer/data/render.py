@@ -7,10 +7,9 @@ the token ids are those of an inference engine that renders the same template an
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ Row = dict[str, Any]
 Span = tuple[int, int]
 
 _GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")  # as transformers recognises it
-_TEXTS_PER_BATCH = 1000  # bounds memory; the tokenizer's threads are busy well below it
 
 
 class ChatTemplateError(ValueError):
@@ -104,27 +102,6 @@ class _Conversation:
                 **self.template.variables,
             )
         return texts[0], [tuple(span) for span in spans[0]] if self.template.has_markers else []
-
-
-def render(tokenizer: Any, rows: Iterable[Row]) -> Iterator[list[Example]]:
-    """Renders each row {"messages", "tools"} (docs/formats.md, kind chat), in order, into its examples: see `plan`.
-
-    `tokenizer` is a fast tokenizer with a chat template. Raises `ChatTemplateError`, naming the row from 1.
-    """
-    template = Template(tokenizer)
-    numbered = enumerate(rows, start=1)
-    while chunk := list(islice(numbered, _TEXTS_PER_BATCH)):
-        plans = [_plan_numbered(template, number, row) for number, row in chunk]
-        examples = tokenize(tokenizer, [plan for row in plans for plan in row])
-        for row in plans:
-            yield list(islice(examples, len(row)))
-
-
-def _plan_numbered(template: Template, number: int, row: Row) -> list[Plan]:
-    try:
-        return plan(template, row["messages"], row["tools"])
-    except ChatTemplateError as error:
-        raise ChatTemplateError(f"The chat template failed on row {number}: {error}") from error
 
 
 def plan(template: Template, messages: list[Message], tools: str | None, start: int = 0) -> list[Plan]:

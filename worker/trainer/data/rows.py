@@ -1,4 +1,4 @@
-"""Canonical rows in Parquet → rendered examples, cut, counted and split."""
+"""Canonical rows in Parquet → what is trained on, cut, counted and split."""
 
 from __future__ import annotations
 
@@ -9,18 +9,45 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from worker.trainer.data.render import Example, Row, render
+from worker.trainer.data.kinds import Parts, render
+from worker.trainer.data.render import ChatTemplateError, Example, Row
+
+# Kind → the columns that are read.
+_COLUMNS = {
+    "chat": ["messages", "tools"],
+    "preference": ["messages", "chosen", "rejected", "tools"],
+    "labels": ["messages", "label", "tools"],
+    "text": ["text"],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What the loss counts once: a text, or of a preference the chosen and the rejected one.
+
+    `good` is a label's. `reference`: of each text the log-probability of its loss tokens under the model as training begins,
+    where the stage asks for it.
+    """
+
+    examples: tuple[Example, ...]
+    good: bool = True
+    reference: tuple[float, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Its tokens."""
+        return sum(len(example.token_ids) for example in self.examples)
 
 
 @dataclass(slots=True)
 class Rows:
-    """The examples of each row that has any, and what `max_length` did to the rows.
+    """The items of each row that has any, and what `max_length` did to the rows.
 
     `read` counts all rows, `cut` those that were too long, `cut_ends` those of them in which an answer lost its
     end-of-turn token, `tokens_lost` the tokens that were cut off, `dropped` the rows that have no loss (left).
     """
 
-    examples_by_row: list[list[Example]] = field(default_factory=list)
+    items_by_row: list[list[Item]] = field(default_factory=list)
     read: int = 0
     cut: int = 0
     cut_ends: int = 0
@@ -28,26 +55,50 @@ class Rows:
     dropped: int = 0
 
 
-def read_rows(path: str, tokenizer: Any, max_length: int) -> Rows:
-    """Renders a file of canonical rows of kind chat.
+def read_rows(path: str, kind: str, tokenizer: Any, max_length: int) -> Rows:
+    """Renders a file of canonical rows of this kind.
 
-    Examples longer than `max_length` tokens lose their right end. An example without a loss token (left) is dropped, and
-    a row without an example. Raises `ChatTemplateError`.
+    A text of kind text that is longer than `max_length` tokens becomes several, and nothing of it is lost. All others lose their
+    right end. An item without a loss token (left) in each of its texts is dropped, and a row without an item. Raises
+    `ChatTemplateError`.
     """
     rows = Rows()
-    for rendered in render(tokenizer, _rows(path)):
+    for row, parts in render(tokenizer, kind, _rows(path, kind)):
         rows.read += 1
-        lost = sum(max(0, len(example.token_ids) - max_length) for example in rendered)
+        if kind == "text":
+            parts = [(name, piece) for name, example in parts for piece in _pieces(example, max_length)]
+        lost = sum(max(0, len(example.token_ids) - max_length) for _, example in parts)
         rows.cut += lost > 0
         rows.tokens_lost += lost
-        rows.cut_ends += any(ends_lost(example, max_length) for example in rendered)
-        cut = [Example(example.token_ids[:max_length], example.loss_mask[:max_length]) for example in rendered]
-        kept = [example for example in cut if has_loss(example)]
+        rows.cut_ends += any(ends_lost(example, max_length) for _, example in parts)
+        cut = [
+            (name, Example(example.token_ids[:max_length], example.loss_mask[:max_length])) for name, example in parts
+        ]
+        kept = [item for item in _items(kind, rows.read, row, cut) if all(map(has_loss, item.examples))]
         if kept:
-            rows.examples_by_row.append(kept)
+            rows.items_by_row.append(kept)
         else:
             rows.dropped += 1
     return rows
+
+
+def _items(kind: str, number: int, row: Row, parts: Parts) -> list[Item]:
+    if kind != "preference":
+        return [Item((example,), good=row.get("label", True)) for _, example in parts]
+    if not parts:
+        return []
+    if [name for name, _ in parts] != ["chosen", "rejected"]:
+        raise ChatTemplateError(
+            f"The chat template failed on row {number}: of an answer of several turns it writes the earlier ones otherwise than "
+            "the last, so there is no one text to prefer"
+        )
+    return [Item(tuple(example for _, example in parts))]
+
+
+def _pieces(example: Example, max_length: int) -> list[Example]:
+    """Consecutive pieces of at most `max_length` tokens. A last piece of one token would have nothing to predict it from."""
+    starts = [start for start in range(0, len(example.token_ids), max_length) if start < len(example.token_ids) - 1]
+    return [Example(example.token_ids[i : i + max_length], example.loss_mask[i : i + max_length]) for i in starts]
 
 
 def has_loss(example: Example) -> bool:
@@ -62,7 +113,7 @@ def ends_lost(example: Example, max_length: int) -> int:
     return int(is_end[max_length:].sum())
 
 
-def split(rows: list[list[Example]], fraction: float, seed: int) -> tuple[list[list[Example]], list[list[Example]]]:
+def split(rows: list[list[Item]], fraction: float, seed: int) -> tuple[list[list[Item]], list[list[Item]]]:
     """(rows to train on, rows held out): a share of the rows, at least one, drawn by the seed; file order in both."""
     count = len(rows)
     held_out = set(np.random.default_rng(seed).permutation(count)[: max(1, round(fraction * count))].tolist())
@@ -70,7 +121,7 @@ def split(rows: list[list[Example]], fraction: float, seed: int) -> tuple[list[l
     return train, [row for i, row in enumerate(rows) if i in held_out]
 
 
-def _rows(path: str) -> Iterator[Row]:
+def _rows(path: str, kind: str) -> Iterator[Row]:
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1000, columns=["messages", "tools"]):
+        for batch in file.iter_batches(batch_size=1000, columns=_COLUMNS[kind]):
             yield from batch.to_pylist()

@@ -5,23 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-from worker.trainer.methods import lora
+from worker.trainer.base import Base
+from worker.trainer.methods import freeze, full, lora, qlora
 
 
 class Method(Protocol):
-    """A module with these functions is a method; `config` is its part of the job's spec."""
+    """A module with these is a method; `config` is its part of the job's spec.
+
+    `KIND` is the name of the folder of what it makes: `adapter`, or `merged` for whole weights.
+    """
+
+    KIND: str
+
+    def load_base(self, base: Base, config: Any) -> Any:
+        """The base model as it is trained on. Raises `Failure`."""
 
     def prepare(self, model: Any, config: Any) -> Any:
-        """Makes the base model trainable. The initial weights come from torch's global generator."""
+        """Makes the base model trainable. The initial weights come from torch's global generator. Raises `ValueError`
+        where the config does not fit the model."""
 
     def save(self, model: Any, folder: Path, base_name: str) -> None:
-        """Writes what was trained, loadable by plain PEFT; `base_name` is what it says it belongs to."""
+        """Writes what was trained, loadable by plain PEFT or transformers; `base_name` is what it says it belongs to.
+        Training may go on afterwards."""
 
     def load(self, model: Any, folder: Path) -> None:
         """Puts what `save` wrote into a prepared model. Raises `OSError`, and `ValueError` where it does not fit."""
 
-    def merge(self, base: Any, folder: Path) -> Any:
-        """A base model with what `save` wrote folded into its weights, a plain model in the base's dtype."""
 
-
-METHODS: dict[str, Method] = {"lora": lora}
+METHODS: dict[str, Method] = {"lora": lora, "qlora": qlora, "full": full, "freeze": freeze}

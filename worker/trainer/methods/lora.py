@@ -19,15 +19,23 @@ from peft.tuners.lora.layer import Linear, LoraVariant
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from app.jobs.spec import Lora
-from worker.trainer.base import computes_bf16
+from app.jobs.methods import Lora, Qlora
+from worker.trainer.base import Base, computes_bf16, load_model, training_dtype
+
+KIND = "adapter"
 
 _ADAPTER = "default"  # PEFT's name for the only adapter
 _WEIGHTS = "adapter_model.safetensors"
 
 
-def prepare(model: Any, config: Lora) -> Any:
-    """Adds adapters of fp32 weights to the linear layers, all but the head, or to those whose names are listed.
+def load_base(base: Base, config: Lora) -> Any:
+    """In the precision that this machine trains in."""
+    return load_model(base, training_dtype())
+
+
+def prepare(model: Any, config: Lora | Qlora) -> Any:
+    """Adds adapters of fp32 weights to the linear layers, all but the head, or to those whose names are listed. Of a reward
+    model the score is trained too.
 
     Raises `ValueError` naming the listed names that fit no layer.
     """
@@ -44,19 +52,25 @@ def prepare(model: Any, config: Lora) -> Any:
             raise ValueError(
                 f"method.target_modules: no layer is called {', '.join(unknown)}; there are {sorted(linear)}"
             )
+    is_reward_model = hasattr(model, "score")
     peft_config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
+        task_type=TaskType.SEQ_CLS if is_reward_model else TaskType.CAUSAL_LM,
         r=config.rank,
         lora_alpha=int(config.alpha) if config.alpha.is_integer() else config.alpha,
         lora_dropout=config.dropout,
         target_modules=targets,
+        use_rslora=config.variant == "rslora",
+        use_dora=config.variant == "dora",
+        init_lora_weights="pissa" if config.variant == "pissa" else True,
     )
     peft_model = get_peft_model(model, peft_config, adapter_name=_ADAPTER, autocast_adapter_dtype=True)
     for module in peft_model.modules():
-        if type(module) is Linear:
+        if type(module) is Linear and config.variant != "dora":
             module.lora_variant[_ADAPTER] = _FewerPasses
             # PEFT would copy the layer's input to fp32, and autocast that back to bf16: two copies for nothing.
             module.cast_input_dtype_enabled = not computes_bf16()
+    if config.variant == "pissa":
+        peft_model.began_with = {name: weight.detach().cpu().clone() for name, weight in _weights(peft_model).items()}
     return peft_model
 
 
@@ -66,7 +80,11 @@ def save(model: Any, folder: Path, base_name: str) -> None:
     config.base_model_name_or_path = base_name
     config.inference_mode = True
     folder.mkdir(parents=True, exist_ok=True)
-    contiguous = {name: weight.detach().cpu().contiguous() for name, weight in _weights(model).items()}
+    weights = {name: weight.detach().cpu() for name, weight in _weights(model).items()}
+    if config.init_lora_weights == "pissa":
+        weights = _as_plain(weights, model.began_with)
+        config.r, config.lora_alpha, config.init_lora_weights = 2 * config.r, 2 * config.lora_alpha, True
+    contiguous = {name: weight.contiguous() for name, weight in weights.items()}
     save_file(contiguous, folder / _WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
 
@@ -77,14 +95,35 @@ def load(model: Any, folder: Path) -> None:
         weights = load_file(folder / _WEIGHTS)
     except SafetensorError as error:
         raise ValueError(f"{_WEIGHTS} cannot be read: {error}") from error
+    if model.peft_config[_ADAPTER].init_lora_weights == "pissa":
+        weights = {name: _first_half(name, weight) for name, weight in weights.items()}
     if _shapes(weights) != _shapes(_weights(model)):
         raise ValueError(f"{_WEIGHTS} has other layers or another rank than are trained")
     set_peft_model_state_dict(model, weights, adapter_name=_ADAPTER)
 
 
 def merge(base: Any, folder: Path) -> Any:
-    """Adds alpha / rank · B A to the weights of a base model in fp32."""
+    """A plain model: the base with what `save` wrote folded into its weights, in the base's precision."""
     return PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
+
+
+def _as_plain(now: dict[str, torch.Tensor], began: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """PiSSA takes the principal part B0 A0 out of the weight, so what was learned is B A - B0 A0: an adapter of twice the
+    rank on the weight as it was."""
+    plain = dict(now)  # a reward model's score is whole
+    for name, weight in now.items():
+        if ".lora_A." in name:
+            plain[name] = torch.cat([weight, began[name]])
+        elif ".lora_B." in name:
+            plain[name] = torch.cat([weight, -began[name]], dim=1)
+    return plain
+
+
+def _first_half(name: str, weight: torch.Tensor) -> torch.Tensor:
+    """What `_as_plain` was given as `now`."""
+    if ".lora_A." in name:
+        return weight.chunk(2)[0]
+    return weight.chunk(2, dim=1)[0] if ".lora_B." in name else weight
 
 
 def _weights(model: Any) -> dict[str, torch.Tensor]:

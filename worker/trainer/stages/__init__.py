@@ -8,22 +8,45 @@ from typing import Any
 
 import torch
 
-from worker.trainer.data.render import Example
-from worker.trainer.stages import sft
+from worker.trainer.data.rows import Item
+from worker.trainer.stages import dpo, kto, rm, sft
+from worker.trainer.stages.texts import Batch
 
-Batch = dict[str, Any]
+# A micro-batch's loss, and what else was measured of it, both summed.
+Lost = tuple[torch.Tensor, dict[str, torch.Tensor]]
+
+
+def _as_they_are(items: list[Item]) -> list[Item]:
+    return items
+
+
+def _nothing(model: torch.nn.Module, made: list[Batch]) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """`batches(examples, pad_id, max_tokens)`: the rows of a step → micro-batches of at most `max_tokens` padded tokens.
+    """`batches(items, pad_id, max_tokens)`: the items of a step → micro-batches of at most `max_tokens` padded tokens.
 
-    `loss(model, batch)`: a micro-batch → the sum of its loss (fp32 scalar); the loop divides by the step's
-    `loss_tokens`, which each micro-batch carries beside its `tokens` (padding not counted).
+    `loss(model, batch, settings)`: a micro-batch → the sum of its loss (fp32 scalar) and of what else is measured; the
+    loop divides by the step's `count`, which each micro-batch carries beside its `tokens` (padding not counted).
+    `prepare(items)`: what is done to all items first; `needs_reference(settings)`: whether they are to have `reference`s;
+    `begin_step(model, batches)`: what is done with all micro-batches of a step before their losses.
     """
 
-    batches: Callable[[Sequence[Example], int, int], list[Batch]]
-    loss: Callable[[torch.nn.Module, Batch], torch.Tensor]
+    batches: Callable[[Sequence[Item], int, int], list[Batch]]
+    loss: Callable[[torch.nn.Module, Batch, Any], Lost]
+    prepare: Callable[[list[Item]], list[Item]] = _as_they_are
+    needs_reference: Callable[[Any], bool] = lambda settings: False
+    begin_step: Callable[[torch.nn.Module, list[Batch]], None] = _nothing
 
 
-STAGES = {"sft": Stage(sft.batches, sft.loss)}
+STAGES = {
+    "sft": Stage(sft.batches, sft.loss),
+    "pt": Stage(sft.batches, sft.loss),
+    "dpo": Stage(dpo.batches, dpo.loss, needs_reference=dpo.needs_reference),
+    "kto": Stage(
+        kto.batches, kto.loss, prepare=kto.pair_up, needs_reference=lambda settings: True, begin_step=kto.begin_step
+    ),
+    "rm": Stage(rm.batches, rm.loss),
+}

@@ -1,0 +1,64 @@
+"""What goes with what: stage, kind of rows, method, and how the outcome is served."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from app.jobs.hyperparameters import StageName
+from app.jobs.methods import Full, Lora, Method, Qlora
+
+Mode = Literal["adapter", "merged", "none"]
+
+
+class StageRules(NamedTuple):
+    """The kind of the rows that it trains on, and what it makes."""
+
+    rows: str
+    makes: Literal["language model", "reward model"] = "language model"
+
+
+STAGES: dict[StageName, StageRules] = {
+    "sft": StageRules("chat"),
+    "pt": StageRules("text"),
+    "dpo": StageRules("preference"),
+    "kto": StageRules("labels"),
+    "rm": StageRules("preference", makes="reward model"),
+}
+
+
+class Served(NamedTuple):
+    """How an outcome is served unless something else is asked for, and why so; where there is no adapter to serve, what
+    somebody is to do who asks for one."""
+
+    mode: Mode
+    reason: str
+    instead_of_adapter: str | None = None
+
+
+def served(stage: StageName, method: Method) -> Served:
+    """How what this stage makes by this method is served."""
+    if STAGES[stage].makes == "reward model":
+        reason = "A reward model's scores come from its whole weights, which the embedded engine loads."
+        return Served("merged", reason, "Leave deploy.mode out.")
+    if not isinstance(method, Lora | Qlora):
+        kind = "All weights" if isinstance(method, Full) else "Whole layers"
+        reason = f"{kind} are trained, so there is no adapter: the outcome is served as weights of its own."
+        return Served("merged", reason, "Leave deploy.mode out, or use method.type 'lora'.")
+    if method.variant == "dora":
+        reason = "vLLM does not load DoRA's adapters: it is merged and served as weights of its own."
+        return Served("merged", reason, "Leave deploy.mode out, or method.variant.")
+    if method.variant == "pissa":
+        return Served("adapter", "It is converted to a plain adapter of twice its rank and loaded beside its base.")
+    return Served("adapter", "The adapter is loaded beside its base.")
+
+
+def why_so(stage: StageName, method: Method, mode: Mode) -> str:
+    """The reason for the mode in which a job's outcome is served."""
+    own = served(stage, method)
+    if mode == own.mode:
+        return own.reason
+    return {
+        "adapter": "It was asked for.",
+        "merged": "It was asked for: the adapter is merged into its base and served as weights of its own.",
+        "none": "It was asked for: the outcome is stored, and loaded when it is first asked.",
+    }[mode]

@@ -1,0 +1,171 @@
+"""What a job must satisfy when it is accepted, beyond the types of its fields: each rule raises with the field named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from app.datasets.tables import Dataset
+from app.jobs.combinations import STAGES, served
+from app.jobs.hyperparameters import Pretraining
+from app.jobs.methods import METHODS, Full, Lora, Qlora
+from app.jobs.spec import JobSpec
+from app.kit.errors import InvalidValue
+from app.models.bases import read_manifest
+from app.models.tables import Model
+from app.settings import get_settings
+
+# What an adapter that is trained further need not share with the run before.
+FREE = ("dropout", "plus")
+
+
+def require_rows(spec: JobSpec, dataset: Dataset, param: str) -> None:
+    """Raises `InvalidValue` where the stage does not train on rows of the dataset's kind."""
+    wanted = STAGES[spec.stage].rows
+    if dataset.kind != wanted:
+        others = [f"'{name}'" for name, stage in STAGES.items() if stage.rows == dataset.kind]
+        hint = f"Choose a dataset whose kind is '{wanted}'"
+        raise InvalidValue(
+            f"The dataset '{dataset.id}' holds {dataset.kind} rows; stage '{spec.stage}' trains on {wanted} rows.",
+            param=param,
+            hint=f"{hint}, or stage {' or '.join(others)}." if others else f"{hint}.",
+        )
+
+
+def _base_can_be_built_on(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    if base.kind == "reward":
+        raise InvalidValue(
+            f"'{base.name}' is a reward model: it scores answers and writes none.",
+            param="base_model",
+            hint="Train on the model that it was made from.",
+        )
+
+
+def _go_on(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    """Makes the method that of the adapter which is trained further."""
+    if base.kind != "adapter":
+        return
+    if STAGES[spec.stage].makes == "reward model" or not isinstance(spec.method, Lora | Qlora):
+        what = (
+            f"method '{spec.method.type}'" if STAGES[spec.stage].makes == "language model" else f"stage '{spec.stage}'"
+        )
+        raise InvalidValue(
+            f"'{base.name}' is an adapter, and {what} begins with whole weights.",
+            param="base_model",
+            hint="Make the fine-tune with deploy.mode 'merged' and train on that.",
+        )
+    try:
+        method = read_manifest(str(Path(str(base.location)).parent))["spec"]["method"]
+    except FileNotFoundError:
+        raise InvalidValue(
+            f"The files of the fine-tune '{base.name}' are not there any more.",
+            param="base_model",
+            code="model_unreadable",
+            hint="Train from its base model.",
+        ) from None
+    kept = METHODS[method["type"]].model_validate(method)
+    assert isinstance(kept, Lora | Qlora)
+    own = kept.saved()
+    asked = spec.method
+    for name in sorted(asked.model_fields_set - set(FREE)):
+        if getattr(asked, name) != getattr(own, name, None):
+            raise InvalidValue(
+                f"The adapter '{base.name}' has {name} {getattr(own, name, None)}; it cannot be trained further with "
+                f"{getattr(asked, name)}.",
+                param=f"method.{name}",
+                hint=f"Leave method.{name} out, or merge the fine-tune (deploy.mode 'merged') and train on that.",
+            )
+    spec.method = own.model_copy(update={name: getattr(asked, name) for name in FREE if name in asked.model_fields_set})
+
+
+def _has_template(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    if base.chat_template is None and STAGES[spec.stage].rows != "text":
+        raise InvalidValue(
+            f"The base model '{base.name}' has no chat template, so {dataset.kind} rows cannot be rendered for it.",
+            param="base_model",
+            hint="Register it with POST /models and a 'chat_template'.",
+        )
+
+
+def _random_weights_are_all_trained(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    parameters = spec.hyperparameters
+    random = isinstance(parameters, Pretraining) and parameters.initial_weights == "random"
+    if random and not isinstance(spec.method, Full):
+        raise InvalidValue(
+            f"From random weights all of them are learned, and method '{spec.method.type}' leaves most as they are.",
+            param="method.type",
+            hint="Use method.type 'full'.",
+        )
+
+
+def _is_served(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    """Writes out how the outcome is served."""
+    way = served(spec.stage, spec.method)
+    if spec.deploy.mode == "auto":
+        spec.deploy.mode = way.mode
+    if spec.deploy.mode == "adapter" and way.instead_of_adapter:
+        raise InvalidValue(
+            f"The outcome cannot be deployed with mode 'adapter'. {way.reason}",
+            param="deploy.mode",
+            hint=way.instead_of_adapter,
+        )
+
+
+def _rank_is_served(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    if not isinstance(spec.method, Lora | Qlora) or spec.deploy.mode != "adapter":
+        return
+    cap, rank = get_settings().max_lora_rank, spec.method.saved().rank
+    if rank > cap:
+        made = "" if rank == spec.method.rank else f", from which an adapter of rank {rank} is made,"
+        raise InvalidValue(
+            f"The rank {spec.method.rank}{made} is above {cap}, the largest that the engines serve.",
+            param="method.rank",
+            hint=f"Use at most {cap * spec.method.rank // rank}, set BURNISH_MAX_LORA_RANK, or deploy with mode 'merged'.",
+        )
+
+
+def _targets_exist(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    if not isinstance(spec.method, Lora | Qlora) or spec.method.target_modules == "all-linear":
+        return
+    known = base.facts.get("modules", [])
+    for index, name in enumerate(spec.method.target_modules):
+        if name not in known:
+            raise InvalidValue(
+                f"The base model '{base.name}' has no module '{name}'.",
+                param=f"method.target_modules.{index}",
+                hint=f"It has: {', '.join(known)}. Or leave it at 'all-linear'.",
+            )
+
+
+def _fits_context(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    context = base.facts.get("max_length")
+    asked = "max_length" in spec.hyperparameters.model_fields_set
+    if context and asked and spec.hyperparameters.max_length > context:
+        raise InvalidValue(
+            f"max_length {spec.hyperparameters.max_length} is above {context}, the context of '{base.name}'.",
+            param="hyperparameters.max_length",
+            hint=f"Use at most {context}.",
+        )
+
+
+def _rows_to_hold_out(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    if spec.validation and spec.validation.fraction and dataset.rows < 2:
+        raise InvalidValue(
+            f"The dataset '{dataset.id}' has {dataset.rows} row; none can be held out of it.",
+            param="validation.fraction",
+            hint="Use a larger dataset, or give 'validation.dataset'.",
+        )
+
+
+# In order: the first ones write out what the later ones judge.
+RULES: tuple[Callable[[JobSpec, Model, Dataset], None], ...] = (
+    _base_can_be_built_on,
+    _go_on,
+    _has_template,
+    _random_weights_are_all_trained,
+    _is_served,
+    _rank_is_served,
+    _targets_exist,
+    _fits_context,
+    _rows_to_hold_out,
+)

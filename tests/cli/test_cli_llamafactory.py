@@ -1,0 +1,116 @@
+"""A LLaMA-Factory configuration is the same job, or says what has no counterpart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from app.cli.failure import Failure
+from app.cli.llamafactory import body_of
+from app.jobs.schemas import JobCreate
+from tests.cli.conftest import Run
+from tests.conftest import DEMO_BASE
+
+# As its examples/train_lora/llama3_lora_sft.yaml, in its own words.
+EXAMPLE = """
+model_name_or_path: {model}
+trust_remote_code: true
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_rank: 4
+lora_target: q_proj,v_proj
+dataset: {dataset}
+template: qwen
+cutoff_len: 256
+overwrite_cache: true
+output_dir: saves/out
+logging_steps: 10
+save_steps: 500
+plot_loss: true
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 8
+learning_rate: 1e-4
+num_train_epochs: 2.0
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+bf16: true
+val_size: 0.1
+"""
+
+
+def given(**changes: Any) -> dict[str, Any]:
+    return {"model_name_or_path": "a", "dataset": "b"} | changes
+
+
+def test_an_example_of_its_own_is_posted(run: Run, rows: Path, tmp_path: Path) -> None:
+    name = f"rows-{tmp_path.name}"
+    run("datasets", "add", rows, "--name", name)
+    config = tmp_path / "config.yaml"
+    config.write_text(EXAMPLE.format(model=DEMO_BASE, dataset=name))
+    done = run("jobs", "from-llamafactory", config, "--json")
+    assert done.exit_code == 0, done.stderr
+    job = json.loads(done.stdout)
+    assert (job["base_model"], job["stage"], job["method"]["rank"], job["method"]["alpha"]) == (
+        "demo-base",
+        "sft",
+        4,
+        8,
+    )
+    assert job["method"]["target_modules"] == ["q_proj", "v_proj"]
+    assert job["validation"]["fraction"] == 0.1
+    expected = {"batch_size": 8, "learning_rate": 1e-4, "epochs": 2, "scheduler": "cosine", "warmup_ratio": 0.1,
+                "max_length": 256, "checkpoint_every": 500}  # fmt: skip
+    assert expected.items() <= job["hyperparameters"].items()
+    shown = run("jobs", "from-llamafactory", config, "--show")
+    assert json.loads(shown.stdout)["dataset"] == job["dataset"]
+
+
+@pytest.mark.parametrize(
+    ("config", "method", "hyperparameters"),
+    [
+        ({}, {"type": "lora"}, {"learning_rate": 5e-5, "batch_size": 8, "scheduler": "linear", "warmup_ratio": 0.0}),
+        ({"quantization_bit": 4, "use_rslora": True}, {"type": "qlora", "variant": "rslora"}, {}),
+        ({"quantization_bit": 8}, {"type": "qlora", "quantization": "int8"}, {}),
+        ({"pissa_init": True, "loraplus_lr_ratio": 16}, {"variant": "pissa", "plus": 16}, {}),
+        ({"finetuning_type": "full", "lora_rank": 8}, {"type": "full"}, {}),
+        ({"finetuning_type": "freeze", "freeze_trainable_layers": 3}, {"type": "freeze", "layers": 3}, {}),
+        ({"stage": "dpo", "pref_loss": "simpo", "pref_beta": 2.0, "simpo_gamma": 0.7}, {},
+         {"loss": "simpo", "beta": 2.0, "simpo_gamma": 0.7}),
+        ({"stage": "kto", "pref_beta": 0.2, "pref_loss": "sigmoid"}, {}, {"beta": 0.2}),
+        ({"stage": "pt", "max_steps": 7, "neftune_noise_alpha": 5}, {}, {"max_steps": 7}),
+    ],
+)  # fmt: skip
+def test_every_part_has_its_place(
+    config: dict[str, Any], method: dict[str, Any], hyperparameters: dict[str, Any]
+) -> None:
+    body = body_of(given(**config))
+    JobCreate.model_validate(body | {"base_model": "a", "dataset": "ds_b"})
+    assert method.items() <= body["method"].items()
+    assert hyperparameters.items() <= body["hyperparameters"].items()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"packing": True}, {"use_galore": True}, {"mask_history": True}, {"lr_scheduler_type": "polynomial"}, {"val_size": 500},
+        {"quantization_bit": 2}, {"use_dora": True, "pissa_init": True}, {"finetuning_type": "oft"}, {"a_new_key": 3},
+    ],
+)  # fmt: skip
+def test_what_has_no_counterpart_is_named(config: dict[str, Any]) -> None:
+    with pytest.raises(Failure, match=next(iter(config)) if len(config) == 1 else "dora and pissa"):
+        body_of(given(**config))
+
+
+def test_what_the_service_does_not_have_is_named(run: Run, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(given(model_name_or_path="nobody/nothing")))
+    assert "No model is registered from 'nobody/nothing'" in run("jobs", "from-llamafactory", config).stderr
+    config.write_text(yaml.safe_dump(given(model_name_or_path=str(DEMO_BASE), dataset="none-of-this-name")))
+    assert "no dataset called 'none-of-this-name'" in run("jobs", "from-llamafactory", config).stderr
+    config.write_text("- a list")
+    assert "a YAML mapping" in run("jobs", "from-llamafactory", config).stderr

@@ -1,0 +1,114 @@
+"""Every stage and every method by the road of the main job: posted, trained, deployed with the proof that it is what answers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from demo.service import user_turn
+from demo.text import sample_rows
+from tests.conftest import Backend
+from tests.system.service import Service
+
+STEPS = {"max_steps": 20, "batch_size": 8, "learning_rate": 0.003}
+# What the row is called → the kind of its rows, what it says in its job, the kind of the model that it makes.
+TABLE: dict[str, tuple[str, dict[str, Any], str]] = {
+    "pt": ("text", {"stage": "pt", "hyperparameters": STEPS}, "adapter"),
+    "dpo": ("preference", {"stage": "dpo", "hyperparameters": STEPS}, "adapter"),
+    "kto": ("labels", {"stage": "kto", "hyperparameters": STEPS}, "adapter"),
+    "rm": ("preference", {"stage": "rm", "hyperparameters": STEPS}, "reward"),
+    "pissa": ("chat", {"method": {"variant": "pissa"}, "hyperparameters": STEPS}, "adapter"),
+    "qlora": ("chat", {"method": {"type": "qlora"}, "hyperparameters": STEPS}, "adapter"),
+    "dora": ("chat", {"method": {"variant": "dora"}, "hyperparameters": STEPS}, "merged"),
+    "freeze": ("chat", {"method": {"type": "freeze"}, "hyperparameters": STEPS}, "merged"),
+    "full": ("chat", {"method": {"type": "full"}, "hyperparameters": STEPS | {"learning_rate": 0.001}}, "merged"),
+}
+# vLLM loads what is converted, and weights of their own; all of the table would take it long on a CPU.
+ON_VLLM = ("dpo", "pissa", "full")
+
+
+@pytest.fixture(scope="module")
+def table(backend: Backend) -> dict[str, tuple[str, dict[str, Any], str]]:
+    """What is trained on this column."""
+    return TABLE if backend.name == "embedded" else {name: TABLE[name] for name in ON_VLLM}
+
+
+@pytest.fixture(scope="module")
+def datasets(running: Service) -> dict[str, str]:
+    """Ids of datasets, by their kind: the right answer is preferred to another row's."""
+    rows = sample_rows(120, seed=1)
+    right = [(user_turn(row), row["output"]) for row in rows]
+    wrong = [answer for _, answer in right[1:] + right[:1]]
+    made: dict[str, list[dict[str, Any]]] = {
+        "chat": rows,
+        "text": [{"text": row["input"]} for row in rows],
+        "preference": [{"prompt": q, "chosen": a, "rejected": w} for (q, a), w in zip(right, wrong, strict=True)],
+        "labels": [
+            {"prompt": q, "completion": w if i % 2 else a, "label": i % 2 == 0}
+            for i, ((q, a), w) in enumerate(zip(right, wrong, strict=True))
+        ],
+    }
+    return {
+        kind: running.upload("\n".join(json.dumps(row, ensure_ascii=False) for row in part).encode())
+        for kind, part in made.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def posted(
+    running: Service, datasets: dict[str, str], table: dict[str, tuple[str, dict[str, Any], str]]
+) -> dict[str, str]:
+    """Ids of the jobs, which run one after the other."""
+    return {
+        name: running.create(datasets[kind], **changes, name=f"table-{name}")
+        for name, (kind, changes, _) in table.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [*(("embedded", name) for name in TABLE), *(("production", name) for name in ON_VLLM)],
+    indirect=["backend"],
+)
+def test_it_is_trained_and_served(running: Service, posted: dict[str, str], name: str) -> None:
+    kind = TABLE[name][2]
+    job = running.ended(posted[name])
+    assert job["status"] == "succeeded", job["error"]
+    assert job["deploy"]["mode"] == ("adapter" if kind == "adapter" else "merged")
+    events = running.client.get(f"/jobs/{job['id']}/events", params={"limit": 1000}).json()["data"]
+    assert "its own weights" in events[-1]["message"] or "as it was trained to" in events[-1]["message"]
+    metrics = running.client.get(f"/jobs/{job['id']}/metrics").json()["data"]
+    ends = [sum(row["loss"] for row in part) for part in (metrics[:3], metrics[-3:])]
+    assert ends[1] < 0.9 * ends[0]
+    model = running.client.get(f"/models/{job['model']['name']}").json()
+    assert (model["kind"], model["status"], model["base_model"]) == (kind, "ready", "demo-base")
+
+
+@pytest.mark.parametrize("backend", ["embedded"], indirect=True)
+def test_a_reward_model_prefers_right_answers_and_writes_none(running: Service, posted: dict[str, str]) -> None:
+    name = running.ended(posted["rm"])["model"]["name"]
+    rows = sample_rows(20, seed=5, split="heldout")
+    answers = [row["output"] for row in rows]
+
+    def scores(answers: list[str]) -> list[float]:
+        asked = [
+            [{"role": "user", "content": user_turn(row)}, {"role": "assistant", "content": answer}]
+            for row, answer in zip(rows, answers, strict=True)
+        ]
+        answer = running.client.post(f"/models/{name}/score", json={"conversations": asked}).raise_for_status().json()
+        assert answer["model"] == name
+        assert answer["usage"]["prompt_tokens"] > 20 * 10
+        return [each["score"] for each in answer["data"]]
+
+    right, wrong = scores(answers), scores(answers[1:] + answers[:1])
+    assert sum(r > w for r, w in zip(right, wrong, strict=True)) > 10
+    chat = {"model": name, "messages": [{"role": "user", "content": "Hello"}]}
+    refused = running.client.post("/v1/chat/completions", json=chat)
+    assert (refused.status_code, refused.json()["error"]["hint"]) == (422, f"POST /models/{name}/score")
+    refused = running.client.post("/models/demo-base/score", json={"conversations": [chat["messages"] * 2]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "name")
+    unanswered = {"conversations": [[{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]]}
+    refused = running.client.post(f"/models/{name}/score", json=unanswered)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "conversations")

@@ -1,0 +1,47 @@
+"""Every stage and every method, each as a job that a small model learns from in seconds."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+FULL = {"learning_rate": 0.003}
+SETTINGS = {"epochs": 4}
+
+STAGES: dict[str, dict[str, Any]] = {
+    "sft": {},
+    "pt": {"stage": "pt", "hyperparameters": {"max_length": 16}},
+    "pt from random weights": {
+        "stage": "pt", "method": {"type": "full"}, "hyperparameters": {"initial_weights": "random", **FULL}
+    },
+    "dpo": {"stage": "dpo"},
+    "dpo with orpo": {"stage": "dpo", "hyperparameters": {"loss": "orpo"}},
+    "kto": {"stage": "kto"},
+    "rm": {"stage": "rm"},
+}  # fmt: skip
+METHODS: dict[str, dict[str, Any]] = {
+    "rslora": {"method": {"variant": "rslora", "alpha": 4}},
+    "dora": {"method": {"variant": "dora"}},
+    "pissa": {"method": {"variant": "pissa"}},
+    "lora+ and neftune": {"method": {"plus": 4}, "hyperparameters": {"neftune_alpha": 5, "learning_rate": 0.005}},
+    "gradient checkpointing": {"method": {"dropout": 0.1}, "hyperparameters": {"gradient_checkpointing": True}},
+    "qlora nf4": {"method": {"type": "qlora"}},
+    "qlora fp4": {"method": {"type": "qlora", "quantization": "fp4", "double_quantization": False}},
+    "qlora int8": {"method": {"type": "qlora", "quantization": "int8"}},
+    "full": {"method": {"type": "full"}, "hyperparameters": FULL},
+    "freeze": {"method": {"type": "freeze", "layers": 1}, "hyperparameters": FULL},
+}
+
+# Every method with every stage: too many for each run of the tests.
+CROSSED = {
+    f"{stage} by {method}": STAGES[stage] | {name: value for name, value in METHODS[method].items() if name == "method"}
+    | {"hyperparameters": STAGES[stage].get("hyperparameters", {}) | METHODS[method].get("hyperparameters", {})}
+    for stage in ("pt", "dpo", "dpo with orpo", "kto", "rm")
+    for method in ("rslora", "dora", "pissa", "qlora nf4", "qlora int8", "full", "freeze")
+}  # fmt: skip
+ALL = STAGES | METHODS | (CROSSED if int(os.environ.get("BURNISH_TEST_KILLS", "4")) >= 20 else {})
+
+
+def job(changes: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    """The job, with hyperparameters beside its own."""
+    return changes | {"hyperparameters": SETTINGS | changes.get("hyperparameters", {}) | settings}

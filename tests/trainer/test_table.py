@@ -1,0 +1,67 @@
+"""Every stage and every method learns, and plain libraries load what it makes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from app.jobs.combinations import STAGES as KINDS
+from app.jobs.combinations import served
+from app.jobs.spec import JobSpec
+from tests.trainer.conftest import Run
+from tests.trainer.rows_of_the_table import ALL, job
+
+
+def logprob(model: Any, token_ids: list[int]) -> float:
+    with torch.no_grad():
+        logits = model.eval()(input_ids=torch.tensor([token_ids[:-1]])).logits[0, -1]
+    return float(logits.float().log_softmax(-1)[token_ids[-1]])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_it_learns_and_plain_libraries_load_it(
+    train: Run, rows_of: Callable[[str], str], base: Path, tmp_path: Path, name: str
+) -> None:
+    changes = job(ALL[name])
+    spec = JobSpec.model_validate(changes)
+    rows, mode = rows_of(KINDS[spec.stage].rows), served(spec.stage, spec.method).mode
+    events = train(rows=rows, validation_rows=rows, deploy={"mode": mode}, **changes)
+    steps, out = [event for event in events if event["type"] == "step"], tmp_path / "out"
+    *_, last = (event for event in events if event["type"] == "validation")
+    assert last["loss"] < 0.8 * steps[0]["loss"]
+    if spec.stage in ("dpo", "kto", "rm"):
+        assert last["reward_accuracy"] > 0.9
+    proof = json.loads((out / "proof.json").read_text())
+    if spec.stage == "rm":
+        scorer = AutoModelForSequenceClassification.from_pretrained(out / "merged").eval()
+        with torch.no_grad():
+            score = scorer(input_ids=torch.tensor([proof["token_ids"]])).logits.item()
+        assert score == pytest.approx(proof["score"], abs=0.1)
+        return
+    if mode == "merged":
+        model = AutoModelForCausalLM.from_pretrained(out / "merged")
+    else:
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out / "adapter")
+    # The trainer computes in bfloat16 where the machine is quick in it, and QLoRA's with a coarser base.
+    tolerance = 1.0 if spec.method.type == "qlora" else 0.15
+    served_as = logprob(model, proof["token_ids"])
+    assert served_as == pytest.approx(proof["tuned_logprob"], abs=tolerance)
+    assert abs(served_as - proof["tuned_logprob"]) < abs(served_as - proof["base_logprob"])
+
+
+def test_a_text_longer_than_a_row_becomes_several_and_loses_nothing(train: Run, rows_of: Callable[[str], str]) -> None:
+    def started(out: str, **settings: Any) -> dict[str, Any]:
+        events = train(out=out, stage="pt", rows=rows_of("text"), hyperparameters={"max_steps": 1, **settings})
+        return next(event for event in events if event["type"] == "started")
+
+    pieces, whole = started("pieces", max_length=16), started("whole")
+    assert pieces["examples"] > whole["examples"] == pieces["rows"] == 42
+    assert 0 <= whole["tokens"] - pieces["tokens"] < 42  # a last piece of one token has nothing to learn
+    assert (pieces["cut_rows"], pieces["tokens_lost"]) == (0, 0)

@@ -1,0 +1,39 @@
+"""Low-rank adapters on a quantised base model (Dettmers et al., 2023, arXiv:2305.14314), quantised by bitsandbytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import prepare_model_for_kbit_training
+from transformers import BitsAndBytesConfig
+
+from app.jobs.methods import Qlora
+from worker.trainer.base import Base, computes_bf16, load_model
+from worker.trainer.methods import lora
+from worker.trainer.methods.lora import KIND, load, save
+
+__all__ = ["KIND", "load", "load_base", "prepare", "save"]
+
+
+def load_base(base: Base, config: Qlora) -> Any:
+    """With the weights of its linear layers in 4 or 8 bits; what they are multiplied in is what this machine is fast in."""
+    whole = ["lm_head", "score"]  # what makes logits or scores of the last hidden states
+    compute = torch.bfloat16 if computes_bf16() else torch.float32
+    if config.quantization == "int8":
+        quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)
+    else:
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            llm_int8_skip_modules=whole,
+            bnb_4bit_quant_type=config.quantization,
+            bnb_4bit_use_double_quant=config.double_quantization,
+            bnb_4bit_compute_dtype=compute,
+        )
+    where = {"": 0} if torch.cuda.is_available() else {"": "cpu"}
+    return load_model(base, compute, quantization_config=quantization, device_map=where)
+
+
+def prepare(model: Any, config: Qlora) -> Any:
+    """As `lora.prepare`; norms and whatever else is not quantised are put into fp32."""
+    return lora.prepare(prepare_model_for_kbit_training(model, use_gradient_checkpointing=False), config)

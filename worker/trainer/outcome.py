@@ -1,0 +1,62 @@
+"""How what a run makes is written: checkpoints on the way, and the outcome."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.jobs.spec import TrainerSpec
+from worker.trainer import artifacts
+from worker.trainer.base import Base, load_model, own_dtype
+from worker.trainer.checkpoints import RunState, unreadable_checkpoint
+from worker.trainer.events import Emit
+from worker.trainer.methods import Method, lora
+
+
+@dataclass(frozen=True)
+class Writer:
+    """`about` is the manifest of whatever is written, but for what it came to."""
+
+    spec: TrainerSpec
+    method: Method
+    base: Base
+    tokenizer: Any
+    stop_ids: list[int]
+    about: dict[str, Any]
+
+    def save_checkpoint(self, model: Any, folder: Path, state: RunState) -> None:
+        """Writes what is learned so far, as plain libraries load it, in the precision that it is trained in."""
+        self._save(model, folder / self.method.KIND)
+        came_to = {"steps": state.step, "loss": state.loss, "validation_loss": state.validation_loss}
+        self.write_manifest(folder, came_to)
+
+    def load_checkpoint(self, model: Any, folder: Path) -> None:
+        """Puts what a checkpoint holds back into the model. Raises `Failure`."""
+        try:
+            self.method.load(model, folder / self.method.KIND)
+        except (OSError, ValueError) as error:
+            raise unreadable_checkpoint(folder, error) from error
+
+    def save_outcome(self, model: Any, out: Path, emit: Emit) -> None:
+        """Writes adapter/, and merged/ where the outcome is served as weights of its own; `model` is not used any more."""
+        if self.method.KIND == "merged":
+            artifacts.save_merged(model.to(own_dtype(self.base)), self.tokenizer, out / "merged", self.stop_ids)
+            return
+        self._save(model, out / "adapter")
+        if self.spec.spec.deploy.mode == "merged" or self.base.makes == "reward model":
+            emit("phase", phase="merging")
+            del model
+            merged = lora.merge(load_model(self.base, torch.float32), out / "adapter").to(own_dtype(self.base))
+            artifacts.save_merged(merged, self.tokenizer, out / "merged", self.stop_ids)
+
+    def write_manifest(self, folder: Path, came_to: dict[str, Any]) -> None:
+        """Writes manifest.json: what is made, of what, with what, and what it came to."""
+        artifacts.write_json(folder / "manifest.json", self.about | {"result": came_to})
+
+    def _save(self, model: Any, folder: Path) -> None:
+        name = str(self.spec.provenance.get("base_model", Path(self.spec.base_model).name))
+        self.method.save(model, folder, name)
+        artifacts.save_tokenizer(self.tokenizer, folder)

@@ -1,0 +1,86 @@
+"""Labels: good answers are to become likelier, bad ones less likely (Ethayarajh et al., 2024, arXiv:2402.01306)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from app.jobs.hyperparameters import Kto
+from worker.trainer.data.render import Example
+from worker.trainer.data.rows import Item
+from worker.trainer.stages import texts
+from worker.trainer.stages.texts import Batch
+
+_OWN, _KL = "own ", "kl "
+
+
+def pair_up(items: list[Item]) -> list[Item]:
+    """Adds to each row's text its prompt with the answer of the row before: by such pairs the loss estimates how far the model
+    has come from what it was. As TRL pairs them, but over all rows."""
+    before = items[-1:] + items[:-1]
+    return [
+        replace(item, examples=(item.examples[0], _answered(item.examples[0], other.examples[0])))
+        for item, other in zip(items, before, strict=True)
+    ]
+
+
+def _answered(asked: Example, answered: Example) -> Example:
+    """The prompt of one example with the answer of another, cut to the longer of both."""
+    prompt, begin = _answer_begin(asked), _answer_begin(answered)
+    most = max(len(asked.token_ids), len(answered.token_ids))
+    token_ids = np.concatenate([asked.token_ids[:prompt], answered.token_ids[begin:]])[:most]
+    loss_mask = np.concatenate([asked.loss_mask[:prompt], answered.loss_mask[begin:]])[:most]
+    if not loss_mask.any():  # the prompt alone is as long
+        return asked
+    return Example(token_ids, loss_mask)
+
+
+def _answer_begin(example: Example) -> int:
+    return int(example.loss_mask.argmax())
+
+
+def batches(items: Sequence[Item], pad_id: int, max_tokens: int) -> list[Batch]:
+    """The rows of a step as micro-batches; what the loss is a mean over are rows. Keys of the texts proper begin with
+    "own ", those of the pairs with "kl "."""
+    made = []
+    for part in texts.cut(items, max_tokens):
+        batch: Batch = {}
+        for number, kind in enumerate((_OWN, _KL)):
+            collated = texts.collate([item.examples[number] for item in part], pad_id)
+            batch |= {kind + name: value for name, value in collated.items()}
+        batch["count"], batch["tokens"] = len(part), batch[_OWN + "tokens"]
+        batch["good"] = torch.tensor([item.good for item in part])
+        if part[0].reference:
+            batch["reference"] = torch.tensor([item.reference for item in part])
+        made.append(batch)
+    return made
+
+
+def _of(batch: Batch, kind: str) -> Batch:
+    return {name.removeprefix(kind): value for name, value in batch.items() if name.startswith(kind)}
+
+
+@torch.no_grad()
+def begin_step(model: torch.nn.Module, made: list[Batch]) -> None:
+    """Writes into each micro-batch of a step how far the model has come, in nats: the mean over all of the step."""
+    come = sum(
+        ((texts.log_probabilities(model, _of(batch, _KL)) - batch["reference"][:, 1]).sum() for batch in made), 0
+    )
+    mean = torch.as_tensor(come / sum(batch["count"] for batch in made)).clamp(min=0)
+    for batch in made:
+        batch["kl"] = mean
+
+
+def loss(model: torch.nn.Module, batch: Batch, settings: Kto) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Sum over the rows, in fp32; measured are how many rewards have the sign of their label, and the distance of
+    `begin_step`."""
+    ratio = texts.log_probabilities(model, _of(batch, _OWN)) - batch["reference"][:, 0]
+    good = batch["good"]
+    sign = torch.where(good, 1.0, -1.0)
+    weight = torch.where(good, settings.desirable_weight, settings.undesirable_weight)
+    lost = weight * (1 - torch.sigmoid(settings.beta * sign * (ratio - batch["kl"])))
+    measured = {"reward_accuracy": (sign * ratio > 0).sum(), "kl": batch["kl"] * batch["count"]}
+    return lost.sum(), {name: value.detach() for name, value in measured.items()}

@@ -1,0 +1,100 @@
+"""What every stage does with texts: micro-batches of them, and what a model says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from worker.trainer.base import accepts
+from worker.trainer.data.render import Example
+from worker.trainer.data.rows import Item
+
+Batch = dict[str, Any]
+
+NO_LOSS = -100  # cross_entropy's ignore_index
+
+
+def cut(items: Sequence[Item], max_tokens: int) -> list[list[Item]]:
+    """Cuts the items of a step, longest first, into micro-batches of at most `max_tokens` padded tokens (or one item)."""
+    longest_first = sorted(items, key=lambda item: -_width(item))
+    parts: list[list[Item]] = []
+    for item in longest_first:
+        if parts and (len(parts[-1]) + 1) * len(item.examples) * _width(parts[-1][0]) <= max_tokens:
+            parts[-1].append(item)
+        else:
+            parts.append([item])
+    return parts
+
+
+def _width(item: Item) -> int:
+    return max(len(example.token_ids) for example in item.examples)
+
+
+def collate(examples: Sequence[Example], pad_id: int) -> Batch:
+    """Pads on the left, so that answers of like length lie in the same columns at the right end.
+
+    Returns input_ids, attention_mask, position_ids [B, T] int64; columns [K] int64, those whose logits predict a loss
+    token of any row; labels [B, K] int64, the tokens predicted there, -100 where there is no loss; and the number of
+    tokens (padding not counted).
+    """
+    width = max(len(example.token_ids) for example in examples)
+    input_ids = torch.full((len(examples), width), pad_id)
+    attention_mask = torch.zeros_like(input_ids)
+    labels = torch.full_like(input_ids, NO_LOSS)
+    for row, example in enumerate(examples):
+        start = width - len(example.token_ids)
+        token_ids = torch.from_numpy(example.token_ids).long()
+        input_ids[row, start:] = token_ids
+        attention_mask[row, start:] = 1
+        labels[row, start:] = token_ids.where(torch.from_numpy(example.loss_mask), NO_LOSS)
+        labels[row, start] = NO_LOSS  # nothing before it predicts it
+    columns = (labels[:, 1:] != NO_LOSS).any(dim=0).nonzero().squeeze(1)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "position_ids": (attention_mask.cumsum(dim=1) - 1).clamp(min=0),
+        "columns": columns,
+        "labels": labels[:, columns + 1],
+        "tokens": int(attention_mask.sum()),
+    }
+
+
+def inputs(model: torch.nn.Module, batch: Batch) -> Batch:
+    """What of a batch the model's forward takes."""
+    taken = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    if accepts(model, "position_ids"):
+        taken["position_ids"] = batch["position_ids"]
+    return taken
+
+
+def losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """-log p of each loss token, [N] fp32, row by row. Logits are computed in the loss's columns only."""
+    if accepts(model, "logits_to_keep"):
+        logits = model(**inputs(model, batch), logits_to_keep=batch["columns"]).logits  # [B, K, vocabulary]
+    else:
+        logits = model(**inputs(model, batch)).logits[:, batch["columns"]]
+    learned = batch["labels"] != NO_LOSS
+    # Before the cast to fp32, so that it copies the rows that count only.
+    return functional.cross_entropy(logits[learned].float(), batch["labels"][learned], reduction="none")
+
+
+def log_probabilities(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """The log-probability of each text's loss tokens together, [B] fp32."""
+    learned = batch["labels"] != NO_LOSS
+    row = learned.nonzero()[:, 0]
+    found = losses(model, batch)
+    return found.new_zeros(len(learned)).index_add(0, row, -found)
+
+
+def loss_tokens(batch: Batch) -> torch.Tensor:
+    """How many loss tokens each text has, [B] int64."""
+    count: torch.Tensor = (batch["labels"] != NO_LOSS).sum(dim=1)
+    return count
+
+
+def to(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on the device."""
+    return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
