@@ -26,8 +26,7 @@ lint: $(SERVICE) ## ruff, mypy (strict) and the walls between the packages
 	$(VENV)/bin/lint-imports
 
 # Two processes: much of the suite waits, and what starts vLLM is kept in one of them (tests/conftest.py).
-# The faults are `make chaos`'s: with the others beside it a round does not come to its end in time on two cores.
-PYTEST := $(VENV)/bin/python -m pytest -n 2 --no-loadscope-reorder --ignore tests/chaos
+PYTEST := $(VENV)/bin/python -m pytest -n 2 --no-loadscope-reorder
 
 test: install lint ## Run every test
 	$(PYTEST)

@@ -35,7 +35,7 @@ REDIS_NUMBER = 9 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix
 # What starts vLLM, which is kept in one process: memory holds its two engines and a training, and no third.
 VLLM_FILES = ("tests/engine/test_rendering.py", "tests/engine/test_vllm.py")
 # What takes longest begins first, so that no process is left alone with it at the end.
-FIRST = ("vllm", "tests/system/", "tests/resume/", "tests/engine/")
+FIRST = ("vllm", "tests/system/", "tests/chaos/", "tests/resume/", "tests/engine/")
 
 
 def group_of(nodeid: str) -> str:

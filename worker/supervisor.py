@@ -36,7 +36,7 @@ from worker.log_tail import log_file, next_lines
 from worker.memory import MemoryWatch
 from worker.publish import DeployFailed, deploy, publish
 from worker.slots import Slots
-from worker.trainer.failures import OUT_OF_MEMORY_HINT
+from worker.trainer.failures import OUT_OF_MEMORY_HINT, Failure, of_the_machine
 
 log = logging.getLogger(__name__)
 
@@ -85,21 +85,22 @@ def train_next(slots: Slots, shutting_down: threading.Event) -> bool:
         _attempt(job, slots, workspace, Beat(job, shutting_down))
     except LeaseLost:
         log.warning("%s: attempt %d was taken over", job.id, job.attempt)
-    except Exception:
+    except Exception as error:
         log.exception("%s: attempt %d failed in its supervisor", job.id, job.attempt)
-        _end_after_fault(job)
+        _end_after_fault(job, error)
     finally:
         slots.give_back(job)
         shutil.rmtree(workspace, ignore_errors=True)
     return True
 
 
-def _end_after_fault(job: Job) -> None:
+def _end_after_fault(job: Job, error: Exception) -> None:
+    cause = of_the_machine(error)
+    if cause.code not in LOSSES:
+        cause = Failure("worker_fault", "A fault in the worker; its log has the details.", "Look into its log.")
     try:
         with writing() as session:
-            attempts.lose(
-                session, attempts.hold(session, job), "worker_fault", "A fault in the worker; its log has the details."
-            )
+            attempts.lose(session, attempts.hold(session, job), cause.code, cause.message, cause.hint)
     except (LeaseLost, DBAPIError):
         log.warning("%s: left to the reconciler", job.id)
 

@@ -36,15 +36,14 @@ def main(faults: int, first_seed: int) -> int:
 
 
 def summary(results: list[Result]) -> str:
-    """What happened in these rounds, in five lines and one for each kind of fault."""
-    names = ("faults", "jobs", "attempts", "resumed")
+    """What happened in these rounds, a line for each kind of count."""
+    names = ("faults", "jobs", "attempts", "resumed", "streams")
     counted = {name: sum((getattr(result, name) for result in results), Counter[str]()) for name in names}
     lines = [
         f"{len(results)} rounds, {counted['faults'].total()} faults, {sum(len(r.wrong) for r in results)} things wrong"
     ]
     for name, counts in counted.items():
         lines.append(f"{name}: " + ", ".join(f"{each} {number}" for each, number in sorted(counts.items())))
-    lines.append(f"orphaned blobs: {sum(result.orphaned_blobs for result in results)}")
     return "\n".join(lines)
 
 

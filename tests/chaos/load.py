@@ -17,10 +17,15 @@ from typing import Any
 import httpx
 import psutil
 import torch
+from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from app.jobs.tables import Attempt, Job
+from app.kit.database import reading
 from demo.text import sample_rows
-from tests.chaos.world import World, trains
+from tests.chaos.following import Follower
+from tests.chaos.world import World
 from tests.conftest import DEMO_BASE
 
 ROWS = "\n".join(json.dumps(row, ensure_ascii=False) for row in sample_rows(40, seed=3)).encode()
@@ -41,7 +46,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "hyperparameters": {"epochs": 12, "batch_size": 4, "seed": 7},
         "method": {"dropout": 0.1, "rank": 4},
     },
-    "long": {"hyperparameters": {"epochs": 100, "max_steps": 600, "batch_size": 4, "checkpoint_every": 15}},
+    "long": {"hyperparameters": {"epochs": 100, "max_steps": 400, "batch_size": 4, "checkpoint_every": 15}},
 }
 SPECIAL: dict[str, dict[str, Any]] = {
     POISON: SHAPES["long"],
@@ -49,6 +54,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
     BAD_DATA: {"hyperparameters": {"max_length": 8}, "check": {"max_cut_share": 0}},
 }
 DEPLOY = ("none", "adapter", "adapter", "merged")
+PRIORITIES = (0, 0, 5, -5)
+# Of so many jobs the events of one are followed.
+FOLLOWED = 3
 
 
 def make_base(folder: Path) -> Path:
@@ -69,12 +77,16 @@ class Sent:
     number: int
     shape: str
     deploy: str
+    priority: int = 0
     id: str | None = None
     said: list[tuple[str, int | None, str | None]] = field(default_factory=list)
 
     @property
     def body(self) -> dict[str, Any]:
-        fixed = {"base_model": "tiny", "deploy": {"mode": self.deploy}, "metadata": {"number": str(self.number)}}
+        fixed = {
+            "base_model": "tiny", "deploy": {"mode": self.deploy}, "priority": self.priority,
+            "metadata": {"number": str(self.number)},
+        }  # fmt: skip
         return fixed | (SHAPES | SPECIAL)[self.shape]
 
     def was_told(self, verb: str) -> bool:
@@ -96,6 +108,8 @@ class Load:
     datasets: dict[str, str] = field(default_factory=dict)
     deleted_datasets: set[str] = field(default_factory=set)
     deleted_models: set[str] = field(default_factory=set)
+    # By the job's id.
+    followers: dict[str, Follower] = field(default_factory=dict)
     ending: threading.Event = field(default_factory=threading.Event)
     settled: threading.Event = field(default_factory=threading.Event)
 
@@ -126,13 +140,16 @@ class Load:
         assert answer.status_code in (200, 201), answer.text
         self.dataset = answer.json()["id"]
 
-    def send(self, shape: str, deploy: str) -> Sent:
-        """Posts a job until it is accepted."""
-        sent = Sent(len(self.jobs), shape, deploy)
+    def send(self, shape: str, deploy: str, priority: int = 0) -> Sent:
+        """Posts a job until it is accepted, and has someone follow it, or not."""
+        sent = Sent(len(self.jobs), shape, deploy, priority)
         self.jobs.append(sent)
         answer = self.ask("POST", "/jobs", key=f"job-{sent.number}", json=sent.body | {"dataset": self.dataset})
         assert answer.status_code == 202, answer.text
         sent.id = answer.json()["id"]
+        if sent.number % FOLLOWED == 0 and not self.settled.is_set():
+            self.followers[sent.id] = Follower(self.world, sent.id)
+            self.followers[sent.id].start(self.settled)
         return sent
 
     def status(self, sent: Sent) -> str:
@@ -144,31 +161,48 @@ class Load:
         """Sends jobs as long as there is room, until `ending`."""
         kinds = islice(self._kinds(), self.most)
         while not self.ending.is_set():
-            live = sum(sent.id is not None and self.status(sent) not in (*ENDED, "deleted") for sent in self.jobs[-40:])
-            if live < AT_ONCE and (kind := next(kinds, None)):
+            newest = self.ask("GET", "/jobs", params={"limit": 40}).json()["data"]
+            if sum(job["status"] not in ENDED for job in newest) < AT_ONCE and (kind := next(kinds, None)):
                 self.send(*kind)
             self.ending.wait(0.5)
 
-    def _kinds(self) -> Iterator[tuple[str, str]]:
+    def _kinds(self) -> Iterator[tuple[str, str, int]]:
         """What is sent, in this order: one of each first, so that a short load has all."""
-        yield "long", "adapter"
-        yield POISON, "none"
-        yield "validated", "none"
-        yield BAD_DATA, "none"
-        yield "dropout", "merged"
+        yield "long", "adapter", 0
+        yield POISON, "none", 5
+        yield "validated", "none", 0
+        yield BAD_DATA, "none", -5
+        yield "dropout", "merged", 5
         while True:
-            yield self.random.choice(list(SHAPES)), self.random.choice(DEPLOY)
+            yield self.random.choice(list(SHAPES)), self.random.choice(DEPLOY), self.random.choice(PRIORITIES)
 
     def poison(self) -> None:
-        """Kills the trainers of poisonous jobs as soon as they are seen, until all is `settled`."""
-        while not self.settled.wait(0.1):
-            ids = {sent.id for sent in self.jobs if sent.shape == POISON and sent.id}
-            for trainer in self.world.processes("trainer"):
+        """Kills the trainers of the poisonous job as soon as it has one, until it has ended: one that waited is its worker's
+        only one, and is killed before its imports are done, or this would take minutes."""
+        while not self.settled.wait(0.25):
+            if (found := self._poisoned()) is None:
+                continue
+            status, worker = found
+            if status in ENDED:
+                return
+            for trainer in self.world.processes("trainer") if status == "running" else []:
                 try:
-                    if any(trains(trainer, id) for id in ids):
+                    if worker in {parent.pid for parent in trainer.parents()}:
                         trainer.kill()
                 except psutil.NoSuchProcess:
                     continue
+
+    def _poisoned(self) -> tuple[str, int] | None:
+        """The poisonous job's state and the process that is or was at it last; None where it was not at work yet, or the
+        database is away."""
+        ids = [sent.id for sent in self.jobs if sent.shape == POISON and sent.id]
+        query = select(Job.status, Attempt.worker).join(Attempt, Attempt.job_id == Job.id).where(Job.id.in_(ids))
+        try:
+            with reading() as session:
+                row = session.execute(query.order_by(Attempt.number.desc())).first() if ids else None
+        except DBAPIError:
+            return None
+        return (row.status, int(row.worker.rpartition(":")[2])) if row else None
 
 
 @contextmanager

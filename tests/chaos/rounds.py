@@ -49,7 +49,7 @@ class Result:
     jobs: Counter[str] = field(default_factory=Counter)
     attempts: Counter[str] = field(default_factory=Counter)
     resumed: Counter[str] = field(default_factory=Counter)
-    orphaned_blobs: int = 0
+    streams: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
 
 
@@ -86,12 +86,12 @@ def run_round(seed: int, column: str, faults: int, twins: Twins, most_jobs: int 
             result.wrong += settle(load)
             load.settled.set()
             poisoning.join()
+            result.wrong += _streams_end(load)
             tell("checking")
             result.wrong += _measure(load, twins)
             result.wrong += _settled(made)
             result.wrong += invariants.check(load, twins)
             result.wrong += _answers(load)
-            result.orphaned_blobs = invariants.orphaned_blobs()
             _count(load, result)
             result.wrong += [f"did not end with the service: {command}" for command in made.end()]
         except Exception as error:
@@ -104,7 +104,7 @@ def run_round(seed: int, column: str, faults: int, twins: Twins, most_jobs: int 
 
 
 def _measure(load: Load, twins: Twins) -> Iterator[str]:
-    """Finds an undisturbed twin for each job that had several attempts: another one of its shape, or one that is sent now."""
+    """Finds an undisturbed twin for each job that was resumed: another one of its shape, or one that is sent now."""
     with reading() as session:
         known = [facts for facts in (invariants.facts_of(session, sent) for sent in load.jobs) if facts]
     ended = [
@@ -115,7 +115,8 @@ def _measure(load: Load, twins: Twins) -> Iterator[str]:
         for facts in ended
         if len(facts.all_attempts) == 1 and facts.sent.shape not in twins
     }
-    for shape in {facts.sent.shape for facts in ended} - twins.keys():
+    resumed = {facts.sent.shape for facts in ended if any(attempt.resume for attempt in facts.all_attempts)}
+    for shape in resumed - twins.keys():
         sent = load.send(shape, "none")
         eventually(lambda sent=sent: load.status(sent) in ENDED, 240, f"the end of an undisturbed job, {shape}")
         with reading() as session:
@@ -136,7 +137,7 @@ def settle(load: Load) -> list[str]:
     left = [sent for sent in load.jobs if sent.id]
     while left and time.monotonic() < deadline:
         left = [sent for sent in left if not _ended(load, sent, retries, wrong)]
-        time.sleep(0.5)
+        time.sleep(1.0)
     return wrong + [f"job {sent.number} ({sent.id}) is {load.status(sent)} after {SETTLE_SECONDS} s" for sent in left]
 
 
@@ -160,11 +161,23 @@ def _ended(load: Load, sent: Sent, retries: Counter[int], wrong: list[str]) -> b
     return status in (*ENDED, "deleted")
 
 
+def _streams_end(load: Load) -> Iterator[str]:
+    """Yields the jobs whose streams go on though they ended."""
+    for sent in load.jobs:
+        if (follower := load.followers.get(sent.id or "")) and not follower.end(CLEAN_SECONDS):
+            yield f"job {sent.number} ({sent.id}) has ended and its stream goes on"
+
+
 def _settled(made: World) -> Iterator[str]:
-    """Yields what is still there that should not be, when housekeeping has had its time."""
+    """Yields what is still there that should not be, when housekeeping has had its time: that of its start the day after,
+    when everything is due."""
+    invariants.a_day_passes()
+    for worker in made.processes("housekeeping"):
+        worker.terminate()
     for what, left in (
         ("a process that nobody owns", made.orphans),
         ("left over", invariants.leftovers),
+        ("a blob of nobody", invariants.orphaned_blobs),
         ("wake-ups that nobody reads", lambda: [pending("train")] if pending("train") else []),
     ):
         try:
@@ -195,3 +208,5 @@ def _count(load: Load, result: Result) -> None:
                 result.attempts[str(attempt.outcome)] += 1
                 if attempt.resume:
                     result.resumed[attempt.resume] += 1
+    result.streams["followed"] = len(load.followers)
+    result.streams["cut"] = sum(follower.cuts for follower in load.followers.values())

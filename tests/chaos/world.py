@@ -30,7 +30,7 @@ SETTINGS = {
     "BURNISH_MIN_FREE_BYTES": str(128 * 2**20),  # of the gigabyte that its home has
     "OMP_NUM_THREADS": "1",
 }
-LOOK_SECONDS = 0.5
+LOOK_SECONDS = 1.0
 
 Is = Callable[[list[str]], bool]
 

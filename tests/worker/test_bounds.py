@@ -1,4 +1,4 @@
-"""What bounds an attempt: its time, and the memory of the machine."""
+"""What bounds an attempt: its time, and the memory and the disk of the machine."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from app.kit.database import reading, writing
 from tests.conftest import eventually
 from tests.jobs.conftest import dataset
 from tests.jobs.test_lifecycle import job
-from worker import memory
-from worker.supervisor import STOPPED_BY, Beat, Stop
+from worker import memory, trainers
+from worker.slots import own_slots
+from worker.supervisor import STOPPED_BY, Beat, Stop, train_next
 from worker.trainer.failures import of_the_machine
 
 __all__ = ["dataset", "job"]
@@ -112,9 +113,30 @@ def test_what_a_process_held_is_seen_and_a_kernel_s_kill_is_told(
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"), "out_of_memory"),
         (OSError(28, "No space left on device"), "disk_full"),
         (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "disk_full"),
+        (RuntimeError("basic_ios::clear: iostream error"), "disk_full"),
         (RuntimeError("CUDA error: uncorrectable ECC error encountered"), "gpu_failed"),
         (ValueError("odd"), "trainer_error"),
     ],
 )
 def test_a_library_s_error_is_told_for_what_it_is(error: Exception, code: str) -> None:
     assert of_the_machine(error).code == code
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_told_for_that() -> None:
+    import torch
+
+    with pytest.raises(RuntimeError) as raised:  # not an `OSError`, and not always the same words
+        torch.save({"step": torch.zeros(300)}, "/dev/full")
+    assert of_the_machine(raised.value).code == "disk_full"
+
+
+def test_an_attempt_whose_worker_meets_a_full_disk_is_lost_for_that(
+    client: httpx.Client, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainers, "start", lambda *_: Path("/dev/full").write_bytes(b"no room"))
+    monkeypatch.setattr(trainers, "keep_warm", lambda: None)
+    assert train_next(own_slots(), threading.Event())
+    with reading() as session:
+        shown, attempt = client.get(f"/jobs/{job['id']}").json(), session.get_one(Job, job["id"]).attempts[0]
+    assert (shown["status"], attempt.outcome) == ("queued", "lost")
+    assert "disk is full" in str(attempt.reason)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 OUT_OF_MEMORY_HINT = (
     "Lower hyperparameters.max_length; the rows of a step are already split, so batch_size changes little. "
-    "A smaller method.rank or base model needs less too."
+    "hyperparameters.gradient_checkpointing and method.type 'qlora' need less, and so does a smaller base model."
 )
 
 
-# What Python and safetensors say of a full disk, and what torch does.
-_NO_ROOM = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing file")
+# What Python and safetensors say of a full disk, and what torch does, by how far its writing came.
+_NO_ROOM = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "PytorchStreamWriter failed writing file",
+    "basic_ios::clear: iostream error",
+    ". unexpected pos ",
+)
 
 
 class Failure(Exception):
