@@ -26,7 +26,7 @@ TABLE: dict[str, tuple[str, dict[str, Any], str]] = {
     "full": ("chat", {"method": {"type": "full"}, "hyperparameters": STEPS | {"learning_rate": 0.001}}, "merged"),
 }
 # vLLM loads what is converted, and weights of their own; all of the table would take it long on a CPU.
-ON_VLLM = ("dpo", "pissa", "full")
+ON_VLLM = ("dpo", "pissa", "rm", "full")
 
 
 @pytest.fixture(scope="module")
@@ -67,26 +67,23 @@ def posted(
     }
 
 
-@pytest.mark.parametrize(
-    ("backend", "name"),
-    [*(("embedded", name) for name in TABLE), *(("production", name) for name in ON_VLLM)],
-    indirect=["backend"],
-)
-def test_it_is_trained_and_served(running: Service, posted: dict[str, str], name: str) -> None:
-    kind = TABLE[name][2]
-    job = running.ended(posted[name])
-    assert job["status"] == "succeeded", job["error"]
-    assert job["deploy"]["mode"] == ("adapter" if kind == "adapter" else "merged")
-    events = running.client.get(f"/jobs/{job['id']}/events", params={"limit": 1000}).json()["data"]
-    assert "its own weights" in events[-1]["message"] or "as it was trained to" in events[-1]["message"]
-    metrics = running.client.get(f"/jobs/{job['id']}/metrics").json()["data"]
-    ends = [sum(row["loss"] for row in part) for part in (metrics[:3], metrics[-3:])]
-    assert ends[1] < 0.9 * ends[0]
-    model = running.client.get(f"/models/{job['model']['name']}").json()
-    assert (model["kind"], model["status"], model["base_model"]) == (kind, "ready", "demo-base")
+def test_all_of_it_is_trained_and_served(
+    running: Service, posted: dict[str, str], table: dict[str, tuple[str, dict[str, Any], str]]
+) -> None:
+    for name, (_, _, kind) in table.items():
+        job = running.ended(posted[name])
+        assert job["status"] == "succeeded", (name, job["error"])
+        assert job["deploy"]["mode"] == ("adapter" if kind == "adapter" else "merged"), name
+        events = running.client.get(f"/jobs/{job['id']}/events", params={"limit": 1000}).json()["data"]
+        said = events[-1]["message"]
+        assert "its own weights" in said or "as it was trained to" in said, (name, said)
+        metrics = running.client.get(f"/jobs/{job['id']}/metrics").json()["data"]
+        first, last = (sum(row["loss"] for row in part) for part in (metrics[:3], metrics[-3:]))
+        assert last < 0.9 * first, name
+        model = running.client.get(f"/models/{job['model']['name']}").json()
+        assert (model["kind"], model["status"], model["base_model"]) == (kind, "ready", "demo-base"), name
 
 
-@pytest.mark.parametrize("backend", ["embedded"], indirect=True)
 def test_a_reward_model_prefers_right_answers_and_writes_none(running: Service, posted: dict[str, str]) -> None:
     name = running.ended(posted["rm"])["model"]["name"]
     rows = sample_rows(20, seed=5, split="heldout")
