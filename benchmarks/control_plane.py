@@ -1,11 +1,13 @@
 """Whether finished jobs slow the service down: latencies of its hot paths with few and with many in the tables, on PostgreSQL.
 
-    python benchmarks/control_plane.py                                # 1,000 and 1,000,000 finished jobs
+    python benchmarks/control_plane.py                                # 1,000 finished jobs, 1,000 again, and 1,000,000
     python benchmarks/control_plane.py --rows 1000 10000 --rounds 100
+    python benchmarks/control_plane.py --keep                         # the next run need not fill them, and migrates them
 
 Each size has a database and an API process of its own, which take turns request by request, so that what else the machine does
-meets them alike. Prints a Markdown table. BURNISH_TEST_POSTGRES and BURNISH_TEST_REDIS say where PostgreSQL (a superuser's URL)
-and Redis are; the databases and Redis's key spaces 10 and up are the run's own, and emptied at its end.
+meets them alike; the first size comes twice, so that what it does to one and not to another is seen. Prints a Markdown table.
+BURNISH_TEST_POSTGRES and BURNISH_TEST_REDIS say where PostgreSQL (a superuser's URL) and Redis are; the databases
+burnish_benchmark_* and Redis's key spaces 10 and up are the run's own, and emptied at its end.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import math
 import multiprocessing
 import os
 import random
-import secrets
 import subprocess
 import sys
 import tempfile
@@ -33,46 +34,63 @@ import psycopg
 import redis
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.filling import SMALL, fill
 from demo.service import free_port, is_up
 
 POSTGRES = os.environ.get("BURNISH_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432")
 REDIS = os.environ.get("BURNISH_TEST_REDIS", "redis://127.0.0.1:6379")
 # How many jobs wait when one is claimed.
 QUEUED = 3
-# The finished jobs of a project that has no others, the oldest of all.
-SMALL = 100
 STEPS = 5
-
-Times = dict[str, dict[int, list[float]]]
+LISTS = (
+    *("/jobs", "/jobs?status=succeeded", "/jobs?status=cancelled", "/jobs?status=running", "/datasets"),
+    *("/models", "/models?kind=merged", "/models?status=failed", "/usage", "/usage?until=2001-01-01", "/metrics"),
+)
+# Of each project's storage; only where there is a limit is it asked what is stored.
+STORAGE_BYTES = 2**53
+ROWS = b'{"instruction": "What?", "output": "That."}\n' * 20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Latencies with few and with many finished jobs.")
-    parser.add_argument("--rows", type=int, nargs=2, default=[1000, 1_000_000], help="finished jobs, fewer and more")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[1000, 1000, 1_000_000], help="finished jobs, the fewest first"
+    )
     parser.add_argument("--rounds", type=int, default=500, help="how often each thing is done at each size")
+    parser.add_argument("--keep", action="store_true", help="use the databases that are there, and leave them")
     arguments = parser.parse_args()
-    times: Times = {}
+    times: dict[str, list[list[float]]] = {}
     with ExitStack() as stack:
         columns = [
-            stack.enter_context(column(rows, f"{REDIS}/{10 + place}")) for place, rows in enumerate(arguments.rows)
+            stack.enter_context(column(rows, place, arguments.keep)) for place, rows in enumerate(arguments.rows)
         ]
-        for number in range(-20, arguments.rounds):  # the first ones warm up
-            for each in columns if number % 2 else reversed(columns):
-                for what, seconds in one_round(each):
+        for number in range(-5, arguments.rounds):  # the first ones warm up
+            order = list(range(len(columns)))
+            random.Random(number).shuffle(order)  # who comes after whom is not always the same
+            for done in zip(*(one_round(columns[place]) for place in order), strict=True):
+                for place, (what, seconds) in zip(order, done, strict=True):
                     if number >= 0:
-                        times.setdefault(what, {}).setdefault(each.rows, []).append(seconds)
-    show(times, *arguments.rows)
+                        times.setdefault(what, [[] for _ in columns])[place].append(seconds)
+    show(times, arguments.rows)
 
 
-def show(times: Times, few: int, many: int) -> None:
-    """Prints the table: milliseconds, and how many times those with few rows the ones with many are."""
-    print(f"| | p50 at {few:,} | at {many:,} | ratio | p99 at {few:,} | at {many:,} | ratio |")
-    print("|---|---|---|---|---|---|---|")
-    for what, by_rows in times.items():
+def show(times: dict[str, list[list[float]]], rows: list[int]) -> None:
+    """Prints the table: milliseconds at each size, and how many times those of the first one the others are."""
+    sizes = [f"{each:,}" for each in rows]
+    head = [
+        cell
+        for share in ("p50", "p99")
+        for cell in (f"{share} at {sizes[0]}", *(f"at {each}" for each in sizes[1:]), "ratio")
+    ]
+    print(f"| | {' | '.join(head)} |")
+    print("|---" * (len(head) + 1) + "|")
+    for what, taken in times.items():
         cells = []
         for share in (0.5, 0.99):
-            low, high = (percentile(by_rows[rows], share) * 1000 for rows in (few, many))
-            cells += [f"{low:.2f} ms", f"{high:.2f} ms", f"{high / low:.2f}"]
+            first, *others = (percentile(each, share) * 1000 for each in taken)
+            cells += [f"{each:.2f}" for each in (first, *others)] + [
+                " · ".join(f"{each / first:.2f}" for each in others)
+            ]
         print(f"| {what} | {' | '.join(cells)} |")
 
 
@@ -104,10 +122,12 @@ def one_round(column: Column) -> Iterator[tuple[str, float]]:
         waiting.append(answer.json()["id"])
         yield "`POST /jobs`", seconds
     finished = job_id(column.draw.randint(SMALL // 2 + 1, column.rows // 2) * 2)
-    for what in (f"/jobs/{finished}", "/jobs", "/jobs?status=succeeded", "/jobs?status=running", "/models"):
+    for what in (f"/jobs/{finished}", *LISTS):
         name = what.replace(finished, "{id}")
         yield f"`GET {name}`", timed(lambda what=what: client.get(what))[0]
-    yield "`GET /jobs` of a project with a hundred old ones", timed(lambda: column.small.get("/jobs"))[0]
+    for what in ("/jobs", "/models", "/datasets", "/usage"):
+        yield f"`GET {what}` of a project with the oldest hundred", timed(lambda what=what: column.small.get(what))[0]
+    yield "`GET /ready`, without a worker", timed(lambda: client.get("/ready"), 503)[0]
     yield "`DELETE /datasets/{id}`, refused", timed(lambda: client.delete(f"/datasets/{column.dataset}"), 409)[0]
     yield f"workers: claim, {QUEUED} queued", ask(column.worker, "claim")
     for what in WORKERS:
@@ -133,15 +153,25 @@ def timed(send: Callable[[], httpx.Response], status: int = 200) -> tuple[float,
 
 
 @contextmanager
-def column(rows: int, broker: str) -> Iterator[Column]:
-    """A column of `rows` finished jobs; its database and processes are gone afterwards."""
-    name = f"burnish_benchmark_{secrets.token_hex(4)}"
+def column(rows: int, place: int, keep: bool) -> Iterator[Column]:
+    """A column of `rows` finished jobs; its processes are gone afterwards, and its database unless it is to be kept."""
+    name, broker = f"burnish_benchmark_{place}_{rows}", f"{REDIS}/{10 + place}"
     queue = redis.Redis.from_url(broker)
     queue.flushdb()
     with ExitStack() as stack:
         admin = stack.enter_context(psycopg.connect(f"{POSTGRES}/postgres", autocommit=True))
-        admin.execute(f"CREATE DATABASE {name}")
-        stack.callback(admin.execute, f"DROP DATABASE {name} WITH (FORCE)")
+        filled = (
+            keep
+            and admin.execute(
+                "SELECT 1 FROM pg_database WHERE datname = %s AND shobj_description(oid, 'pg_database') = 'filled'",
+                [name],
+            ).fetchone()
+        )
+        if not filled:
+            admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            admin.execute(f"CREATE DATABASE {name}")
+        if not keep:
+            stack.callback(admin.execute, f"DROP DATABASE {name} WITH (FORCE)")
         stack.callback(queue.flushdb)
         home = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         environment = {name: value for name, value in os.environ.items() if not name.startswith("BURNISH_")}
@@ -153,17 +183,24 @@ def column(rows: int, broker: str) -> Iterator[Column]:
             "BURNISH_LEASE_SECONDS": "3600",
         }
         worker = stack.enter_context(worker_process(environment))
+        if filled:  # by a run that may have been killed later
+            with psycopg.connect(f"{POSTGRES}/{name}") as connection:
+                connection.execute("DELETE FROM jobs WHERE status IN ('queued', 'running')")
         keys = json.loads(say(worker, "prepare"))
         url = stack.enter_context(api(environment))
         client, small = (
             stack.enter_context(httpx.Client(base_url=url, timeout=600, headers={"X-API-Key": keys[project]}))
             for project in ("default", "small")
         )
-        sent = client.post("/datasets", content=b'{"instruction": "What?", "output": "That."}\n' * 20)
-        dataset = sent.raise_for_status().json()["id"]
-        job = client.post("/jobs", json={"base_model": "demo-base", "dataset": dataset}).raise_for_status().json()["id"]
-        say(worker, "finish")
-        fill(f"{POSTGRES}/{name}", job, rows)
+        dataset = client.post("/datasets", content=ROWS).raise_for_status().json()["id"]
+        if not filled:
+            body = {"base_model": "demo-base", "dataset": dataset}
+            job = client.post("/jobs", json=body).raise_for_status().json()["id"]
+            say(worker, "finish")
+            fill(f"{POSTGRES}/{name}", job, rows)
+            say(worker, "recount")
+            admin.execute(f"COMMENT ON DATABASE {name} IS 'filled'")
+        client.patch("/projects/default", json={"limits": {"storage_bytes": STORAGE_BYTES}}).raise_for_status()
         yield Column(rows, client, small, worker, dataset)
 
 
@@ -186,58 +223,6 @@ def api(environment: dict[str, str]) -> Iterator[str]:
 def job_id(number: int) -> str:
     """The id of a finished job that was filled in: sorts before all that are made now."""
     return f"job_00{number:024d}"
-
-
-# How the copies of one job differ from it, by table, in SQL; what is not named is copied. `n` counts the jobs. Every second
-# one, and the first hundred, are other projects'; four in five succeeded.
-DIGITS = "lpad(n::text, 24, '0')"
-JOB, MODEL = f"'job_00' || {DIGITS}", f"'model_00' || {DIGITS}"
-NAME = "'run-' || n"
-STATUS = "CASE WHEN n % 20 < 16 THEN 'succeeded' WHEN n % 20 < 19 THEN 'failed' ELSE 'cancelled' END"
-PROJECT = (
-    f"(SELECT id FROM projects WHERE name = CASE WHEN n <= {SMALL} THEN 'small' WHEN n % 2 = 0 THEN 'default' "
-    "ELSE 'other' END)"
-)
-COPIES: dict[str, dict[str, str]] = {
-    "jobs": {"id": JOB, "name": NAME, "project_id": PROJECT, "status": STATUS, "model_id": MODEL},
-    "attempts": {"job_id": JOB},
-    "events": {"job_id": JOB},
-    "metrics": {"job_id": JOB},
-    "models": {"id": MODEL, "job_id": JOB, "name": NAME, "project_id": PROJECT, "location": f"'artifacts/' || {JOB}"},
-    "audit": {"id": f"'audit_00' || {DIGITS}", "target": JOB, "project": PROJECT},
-    "usage": {"id": f"'usage_00' || {DIGITS}", "model": NAME, "project_id": PROJECT},
-}
-# Which rows of a table are the job's (`:job`).
-OWN = {"jobs": "id = :job", "audit": "target = :job AND action = 'job.create'", "usage": "true"}
-# Which copies there are, where not all of them.
-ONLY = {"models": "n % 20 < 16"}
-
-
-def fill(url: str, job: str, rows: int) -> None:
-    """Copies the finished job, with all that belongs to it, until there are so many."""
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(
-            "SET session_replication_role = replica"
-        )  # no triggers: what is copied refers to what is there
-        connection.execute("SET synchronous_commit = off")
-        for table, changes in COPIES.items():
-            named = connection.execute(
-                "SELECT column_name FROM information_schema.columns WHERE table_name = %s AND table_schema = 'public'",
-                [table],
-            )
-            names = [str(name) for (name,) in named]
-            values = [changes.get(name, f"template.{name}") for name in names]
-            own = OWN.get(table, "job_id = :job").replace(":job", f"'{job}'")
-            connection.execute(
-                f"INSERT INTO {table} ({', '.join(names)}) SELECT {', '.join(values)} FROM generate_series(1, {rows}) AS n, "
-                f"(SELECT * FROM {table} WHERE {own}) AS template WHERE {ONLY.get(table, 'true')}"
-            )
-            size = connection.execute(
-                f"SELECT count(*), pg_size_pretty(pg_total_relation_size('{table}')) FROM {table}"
-            ).fetchone()
-            print(f"{rows} jobs: {table} {size}", file=sys.stderr)
-        connection.execute("VACUUM ANALYZE")
-        connection.execute("CHECKPOINT")
 
 
 # What a process does that has the settings of one column, as workers do: in the database, without HTTP.
@@ -284,14 +269,23 @@ def worker(environment: dict[str, str], pipe: Connection) -> None:
 
 def prepare(_held: list[Any]) -> str:
     """Migrates, makes three projects and keys of two."""
+    from app.kit.pagination import Paging
     from app.projects import service
     from app.up import migrate
 
     migrate()
-    for name in ("small", "other"):
+    for name in {"small", "other"} - {
+        project.name for project in service.list_projects(Paging(limit=1000, after=None))[0]
+    }:
         service.create_project(name)
     keys = {name: service.create_key(name, "admin", "benchmark", None)[1] for name in ("default", "small")}
     return json.dumps(keys)
+
+
+def recount(_held: list[Any]) -> None:
+    from worker.reconcilers.stored_bytes import recount_stored
+
+    recount_stored()
 
 
 def finish(held: list[Any]) -> None:
@@ -382,7 +376,9 @@ WORKERS: dict[str, Callable[[list[Any]], None]] = {
     "wake_for_unseen_work": wake_for_unseen_work,
     "remove_leftovers": remove_leftovers,
 }
-PREPARATIONS: dict[str, Callable[[list[Any]], Any]] = {"prepare": prepare, "finish": finish, "cancelled": cancelled}
+PREPARATIONS: dict[str, Callable[[list[Any]], Any]] = {
+    "prepare": prepare, "finish": finish, "recount": recount, "cancelled": cancelled,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

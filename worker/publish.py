@@ -22,6 +22,7 @@ from app.models.bases import foundation
 from app.models.own_code import code_source
 from app.models.service import find
 from app.models.tables import Model
+from app.projects import stored
 from app.settings import get_settings
 from worker.engine.client import reward, score
 from worker.engine.protocol import EngineError
@@ -44,7 +45,7 @@ def publish(job: Job, output: Path) -> Model:
     key = f"artifacts/{job.id}/{job.attempt}"
     manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
     shutil.rmtree(output / "checkpoints", ignore_errors=True)  # one that could not be kept is no part of the outcome
-    stored = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     with attempts.renewing(job):
         storage.put_folder(output, key)
     folder = "merged" if (output / "merged").is_dir() else "adapter"
@@ -55,7 +56,7 @@ def publish(job: Job, output: Path) -> Model:
         if find(session, job.project_id, job.name):  # registered meanwhile: hours of training are not lost to a name
             row.name = job.name = f"{job.name[:55]}-{job.id[-8:]}"
             add_event(session, row, "warning", f"The name was taken meanwhile; the model is '{job.name}'.")
-        told = {"stop_token_ids": manifest["stop_token_ids"], "stored_bytes": stored}
+        told = {"stop_token_ids": manifest["stop_token_ids"], "stored_bytes": size}
         if base.facts.get("own_code"):
             told["code_source"] = code_source(base)
         model = Model(
@@ -73,6 +74,7 @@ def publish(job: Job, output: Path) -> Model:
         )
         session.add(model)
         row.model_id = model.id
+        stored.add(session, model.project_id, model.stored_bytes)
     return model
 
 

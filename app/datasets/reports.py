@@ -20,6 +20,7 @@ from app.kit import storage
 from app.kit.database import database_now, reading, utc_now, writing
 from app.kit.errors import Conflict, InvalidValue, NotFound
 from app.kit.ids import new_id
+from app.projects import stored
 
 KEPT = timedelta(hours=24)
 # What is wrong with a file as a whole, and is mended in another way than row by row.
@@ -53,6 +54,7 @@ def keep_refused(report: Report, folder: Path) -> None:
         blobs.hold(session, *blobs.of(report))
         blobs.put(report, folder)
         session.add(report)
+        stored.add(session, report.project_id, report.file.bytes)
 
 
 def refusal(report: Report, message: str) -> InvalidValue:
@@ -122,4 +124,5 @@ def remove_expired() -> None:
             session.delete(row)
             session.flush()
             session.delete(file)
+            stored.add(session, file.project_id, -file.bytes)
         blobs.release(*blobs.of(report))

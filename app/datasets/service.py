@@ -34,12 +34,11 @@ from app.kit.ids import new_id
 from app.kit.pagination import Paging, newest_first
 from app.kit.references import references
 from app.kit.uploads import HashedFile, Upload, receive
-from app.projects import removal
+from app.projects import removal, stored
 from app.projects.audit import record
 from app.projects.idempotency import arrived, creating, remember
 from app.projects.limits import project_limits
 from app.settings import get_settings
-from app.usage.service import require_room
 
 DEFAULT_NAME = "dataset"
 # Uploads that wait for their check take threads of their own, not those that answer everything else.
@@ -72,7 +71,7 @@ def _upload_limit(project_id: str) -> int:
     """How many bytes an upload may have. Raises `Conflict` where the project's storage is full."""
     with reading() as session:
         limits = project_limits(session, project_id)
-        require_room(session, project_id, 0)
+        stored.require_room(session, project_id, 0)
     most = get_settings().max_upload_bytes
     return most if limits.upload_bytes is None else min(most, limits.upload_bytes)
 
@@ -124,12 +123,13 @@ def _create(project_id: str, received: Upload, folder: Path, examining: Examinat
         if found := session.scalars(there).one_or_none():
             remember(session, 200, dataset_out(found))
             return found, False
-        require_room(session, project_id, file.bytes)
+        stored.require_room(session, project_id, file.bytes)
         session.add(dataset)
         session.flush()  # from here on the project cannot go, which would leave the blobs behind
         blobs.put(report, folder)
         record(session, "dataset.create", dataset.id, name=dataset.name)
         remember(session, 201, dataset_out(dataset))
+        stored.add(session, project_id, file.bytes)
     return dataset, True
 
 
@@ -258,4 +258,5 @@ def delete(project_id: str, dataset_id: str) -> None:
         session.delete(report)
         session.flush()
         session.delete(report.file)
+        stored.add(session, project_id, -report.file.bytes)
     blobs.release(*released)

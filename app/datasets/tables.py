@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, String, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, Index, String, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.files.tables import File
@@ -40,10 +40,10 @@ class Dataset(Base):
     None until the rows are first needed. `identity` is the hash of the file's hash and the options that count."""
 
     __tablename__ = "datasets"
-    __table_args__ = (UniqueConstraint("project_id", "identity"),)
+    __table_args__ = (UniqueConstraint("project_id", "identity"), Index("ix_datasets_newest", "project_id", "id"))
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
-    project_id: Mapped[str] = mapped_column(ForeignKey(Project.id), index=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
     name: Mapped[str] = mapped_column(String(200))
     kind: Mapped[str] = mapped_column(String(20))
     format: Mapped[str] = mapped_column(String(20))

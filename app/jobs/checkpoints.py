@@ -24,8 +24,8 @@ from app.kit.ids import new_id
 from app.models.bases import read_manifest
 from app.models.sources import SOURCES, Source
 from app.models.tables import Model
+from app.projects import stored
 from app.settings import get_settings
-from app.usage import service as usage
 
 SCHEME = "checkpoint"
 
@@ -123,7 +123,7 @@ def _adopt(session: Session, model: Model) -> None:
             param="source",
             hint="Choose another one: GET /jobs/{id}/checkpoints.",
         ) from None
-    usage.require_room(session, model.project_id, checkpoint.bytes)
+    stored.require_room(session, model.project_id, checkpoint.bytes)
     # Whoever drops checkpoints holds their job.
     session.execute(select(Job.id).where(Job.id == checkpoint.job_id).with_for_update())
     checkpoint = session.get(Checkpoint, id, populate_existing=True)

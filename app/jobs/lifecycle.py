@@ -12,6 +12,7 @@ from app.jobs.tables import Event, Job, Status
 from app.kit.database import utc_now
 from app.kit.errors import Conflict
 from app.models.tables import Model
+from app.projects import stored
 from app.usage import totals
 
 Transition = Literal["claim", "requeue", "succeed", "fail", "cancel", "pause", "resume", "retry"]
@@ -74,6 +75,7 @@ def _end_model(session: Session, job: Job) -> None:
             model.status, model.error = "failed", job.error
         else:
             session.delete(model)
+            stored.add(session, model.project_id, -model.stored_bytes)
             job.model_id = None
 
 

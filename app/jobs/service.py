@@ -29,12 +29,11 @@ from app.kit.queue import wake
 from app.models import service as models
 from app.models.bases import ready_base
 from app.models.tables import Model
-from app.projects import removal
+from app.projects import removal, stored
 from app.projects.acting import actor
 from app.projects.audit import record
 from app.projects.idempotency import creating, remember
 from app.projects.limits import lock_project, project_limits
-from app.usage import service as usage
 
 
 def create(project_id: str, request: JobCreate) -> Job:
@@ -91,7 +90,7 @@ def require_room(session: Session, project_id: str) -> None:
                 code="limit_reached",
                 hint="Wait until one starts, or cancel one.",
             )
-    usage.require_room(session, project_id, 0)
+    stored.require_room(session, project_id, 0)
 
 
 def _one_gpu(request: JobCreate) -> None:

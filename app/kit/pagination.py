@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Depends, Query
 from pydantic import BaseModel
-from sqlalchemy import Select
+from sqlalchemy import ColumnElement, Select, select, union_all
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 Item = TypeVar("Item")
@@ -38,10 +39,29 @@ PageQuery = Annotated[Paging, Depends(_paging)]
 
 
 def newest_first(
-    session: Session, query: Select[Any], identifier: InstrumentedAttribute[str], paging: Paging
+    session: Session,
+    query: Select[Any],
+    identifier: InstrumentedAttribute[str],
+    paging: Paging,
+    either: Sequence[ColumnElement[bool]] = (),
 ) -> tuple[list[Any], bool]:
-    """Runs `query` for one page ordered by descending id; returns the rows and whether there are more."""
+    """Runs `query` for one page ordered by descending id; returns the rows and whether there are more.
+
+    With `either` the rows are those of which one of these is true. Each is asked for a page of its own: where they stood in
+    an OR, no index would give them in order, and the whole table would be read for a page of it.
+    """
     if paging.after is not None:
         query = query.where(identifier < paging.after)
-    rows = list(session.scalars(query.order_by(identifier.desc()).limit(paging.limit + 1)))
+    most = paging.limit + 1
+    if either:
+        pages = [
+            query.with_only_columns(identifier.label("id"))
+            .where(each)
+            .order_by(identifier.desc())
+            .limit(most)
+            .subquery()
+            for each in either
+        ]
+        query = select(identifier.class_).where(identifier.in_(union_all(*(select(page.c.id) for page in pages))))
+    rows = list(session.scalars(query.order_by(identifier.desc()).limit(most)))
     return rows[: paging.limit], len(rows) > paging.limit

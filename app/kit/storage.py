@@ -174,8 +174,8 @@ def _sync_directory(path: Path) -> None:
 def folders(prefix: str) -> list[str]:
     """Keys of the stored folders two levels below `prefix`: `artifacts` → `artifacts/<job>/<attempt>`."""
     filesystem, root = _store()
-    found = filesystem.glob(f"{root}/{prefix}/*/*")
-    return [str(path).removeprefix(f"{root}/") for path in found if filesystem.isdir(path)]
+    found = filesystem.glob(f"{root}/{prefix}/*/*", detail=True)
+    return [str(path).removeprefix(f"{root}/") for path, facts in found.items() if facts["type"] == "directory"]
 
 
 def abandoned(before: float) -> list[Path]:

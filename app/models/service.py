@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
-from sqlalchemy import ColumnElement, exists, or_, select
+from sqlalchemy import ColumnElement, and_, or_, select, union_all
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
@@ -19,10 +20,10 @@ from app.kit.queue import wake
 from app.kit.references import references
 from app.models.inspection import check_chat_template, inspect_model
 from app.models.own_code import require_allowed
-from app.models.schemas import ModelCreate, model_out
+from app.models.schemas import Kind, ModelCreate, model_out
 from app.models.sources import source_of
-from app.models.tables import Grant, Model
-from app.projects import removal
+from app.models.tables import Grant, Model, is_base
+from app.projects import removal, stored
 from app.projects.audit import record
 from app.projects.idempotency import creating, remember
 from app.settings import REPOSITORY
@@ -69,6 +70,8 @@ def register(project_id: str, request: ModelCreate) -> Model:
             session.flush()
             record(session, "model.create", model.id, name=model.name, source=model.source)
             remember(session, 202 if model.status == "downloading" else 201, model_out(model))
+            if kept is not None:
+                stored.add(session, project_id, model.stored_bytes)
     except IntegrityError:
         raise _taken(request.name) from None
     if model.status == "downloading":
@@ -105,16 +108,21 @@ def register_demo_base(project_id: str) -> None:
 
 def find(session: Session, project_id: str, name: str) -> Model | None:
     """The model of this name or id that the project sees: its own before a base model, that before one that is granted."""
-    query = select(Model).where(_seen_by(project_id), or_(Model.name == name, Model.id == name))
+    query = select(Model).where(or_(*_seen_by(project_id)), or_(Model.name == name, Model.id == name))
     return session.scalars(
         query.order_by(Model.project_id != project_id, Model.kind != "base", Model.id).limit(1)
     ).first()
 
 
-def _seen_by(project_id: str) -> ColumnElement[bool]:
-    """Base models are everybody's, fine-tunes their project's and whose they are granted to."""
-    granted = exists().where(Grant.model_id == Model.id, Grant.project_id == project_id)
-    return or_(Model.project_id == project_id, Model.kind == "base", granted)
+def _seen_by(project_id: str, kinds: Sequence[str] = get_args(Kind)) -> list[ColumnElement[bool]]:
+    """Of which one is true for a model of these kinds that the project sees: base models are everybody's, fine-tunes their
+    project's and whose they are granted to. For each alone there is an index; for all together there cannot be one."""
+    tuned = [kind for kind in kinds if kind != "base"]
+    others = [kind for kind in get_args(Kind) if kind not in tuned]
+    granted = Model.id.in_(select(Grant.model_id).where(Grant.project_id == project_id))
+    own = [and_(Model.project_id == project_id, Model.kind == kind) for kind in tuned]
+    # Said as what they are not, for which SQLite has no index: it is to look them up by their ids.
+    return [*own, and_(granted, Model.kind.not_in(others)), *([is_base()] if "base" in kinds else [])]
 
 
 def get(project_id: str, name: str) -> Model:
@@ -138,19 +146,19 @@ def not_found(name: str, param: str | None = None) -> NotFound:
 
 def list_models(project_id: str, paging: Paging, kind: str | None, status: str | None) -> tuple[list[Model], bool]:
     """One page of the project's models, newest first."""
-    query = select(Model).where(_seen_by(project_id))
-    if kind:
-        query = query.where(Model.kind == kind)
+    query = select(Model)
     if status:
         query = query.where(Model.status == status)
+    seen = _seen_by(project_id, [kind] if kind else get_args(Kind))
     with reading() as session:
-        return newest_first(session, query, Model.id, paging)
+        return newest_first(session, query, Model.id, paging, either=seen)
 
 
 def servable(project_id: str) -> list[Model]:
     """Every model that can be chatted with, newest first."""
-    query = select(Model).where(_seen_by(project_id), Model.status == "ready", Model.kind != "reward")
-    query = query.order_by(Model.id.desc())
+    kinds = [kind for kind in get_args(Kind) if kind != "reward"]
+    seen = union_all(*(select(Model.id).where(each, Model.status == "ready") for each in _seen_by(project_id, kinds)))
+    query = select(Model).where(Model.id.in_(seen)).order_by(Model.id.desc())
     with reading() as session:
         return list(session.scalars(query))
 
@@ -184,6 +192,7 @@ def delete(project_id: str, name: str) -> None:
             )
         record(session, "model.delete", model.id, name=model.name)
         session.delete(model)
+        stored.add(session, project_id, -model.stored_bytes)
     if model.kind == "base":
         return
     if kept := source_of(model):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, String, Text, UniqueConstraint, text
+from sqlalchemy import BigInteger, ColumnElement, ForeignKey, Index, String, Text, UniqueConstraint, literal, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.kit.database import Base, UtcDateTime, utc_now
@@ -14,8 +14,6 @@ from app.projects.tables import Project
 
 # A base model is seen by every project.
 IS_BASE = text("kind = 'base'")
-
-
 # A model waits for its download only once.
 IS_DOWNLOADING = text("status = 'downloading'")
 
@@ -30,12 +28,15 @@ class Model(Leased):
     __table_args__ = (
         UniqueConstraint("project_id", "name"),
         Index("ix_models_name", "name"),
+        Index("ix_models_tuned_newest", "project_id", "kind", "id"),
+        Index("ix_models_base_newest", "id", sqlite_where=IS_BASE, postgresql_where=IS_BASE),
+        Index("ix_models_kind_status", "kind", "status"),
         Index("ix_models_downloading", "id", sqlite_where=IS_DOWNLOADING, postgresql_where=IS_DOWNLOADING),
         Index("ix_models_status_lease", "status", "lease_expires_at"),
         Index("uq_models_base_name", "name", unique=True, sqlite_where=IS_BASE, postgresql_where=IS_BASE),
     )
 
-    project_id: Mapped[str] = mapped_column(ForeignKey(Project.id), index=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))
     name: Mapped[str] = mapped_column(String(64))
     kind: Mapped[str] = mapped_column(String(20))
     source: Mapped[str] = mapped_column(String(1000))
@@ -50,6 +51,16 @@ class Model(Leased):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
 
     base_model: Mapped[Model | None] = relationship(remote_side="Model.id", lazy="joined", join_depth=1)
+
+    @property
+    def stored_bytes(self) -> int:
+        """What it counts for in its project's storage: nothing where it is a base model."""
+        return int(self.facts.get("stored_bytes", 0)) if self.kind != "base" else 0
+
+
+def is_base() -> ColumnElement[bool]:
+    """Whether a model is a base model, said as `IS_BASE` says it: SQLite compares the terms."""
+    return Model.kind == literal("base", literal_execute=True)
 
 
 class Grant(Base):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, String, Text
+from sqlalchemy import BigInteger, ForeignKey, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.kit.database import Base, UtcDateTime, utc_now
@@ -21,6 +21,15 @@ class Project(Base):
     name: Mapped[str] = mapped_column(String(200), unique=True)
     limits: Mapped[dict[str, Any]] = mapped_column(default=dict)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+
+
+class Stored(Base):
+    """The bytes of a project's uploads and fine-tunes together, as `app/projects/stored.py` adds them up."""
+
+    __tablename__ = "stored"
+
+    project_id: Mapped[str] = mapped_column(ForeignKey(Project.id), primary_key=True)
+    bytes: Mapped[int] = mapped_column(BigInteger)
 
 
 class Key(Base):

@@ -5,16 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from datetime import date
 
-from sqlalchemy import func, select
+from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
-from app.files.tables import File
 from app.kit.database import reading, upsert, utc_now
-from app.kit.errors import Conflict
 from app.kit.ids import new_id
-from app.kit.pagination import Paging, newest_first
-from app.models.tables import Model
-from app.projects.limits import lock_project, project_limits
+from app.kit.pagination import Paging
 from app.usage.tables import Usage
 
 
@@ -54,29 +50,9 @@ def list_usage(
     if key is not None:
         query = query.where(Usage.key_id == key)
     with reading() as session:
-        return newest_first(session, query, Usage.id, paging)
-
-
-def require_room(session: Session, project_id: str, more: int) -> None:
-    """Raises `Conflict` where `more` bytes do not fit into the project's storage; with none more, where it is full."""
-    limits = project_limits(session, project_id)
-    if limits.storage_bytes is None:
-        return
-    if more:
-        lock_project(session, project_id)
-    stored = stored_bytes(session, project_id)
-    if stored + more > limits.storage_bytes or stored >= limits.storage_bytes:
-        raise Conflict(
-            f"This project stores {stored} bytes; with {more} more they are over its limit of {limits.storage_bytes}."
-            if more
-            else f"This project stores {stored} bytes; its limit is {limits.storage_bytes}.",
-            code="limit_reached",
-            hint="Delete datasets or models that are not needed, or let an admin raise the limit.",
-        )
-
-
-def stored_bytes(session: Session, project_id: str) -> int:
-    """The bytes of the project's uploads and fine-tunes."""
-    files = session.scalar(select(func.sum(File.bytes)).where(File.project_id == project_id)) or 0
-    tuned = select(func.sum(Model.facts["stored_bytes"].as_integer()))
-    return int(files) + int(session.scalar(tuned.where(Model.project_id == project_id, Model.kind != "base")) or 0)
+        last = session.get(Usage, paging.after) if paging.after is not None else None
+        if last is not None:
+            query = query.where(tuple_(Usage.day, Usage.id) < (last.day, last.id))
+        # By day first: an index in the order of the ids alone would be read from its end down to the days asked for.
+        rows = list(session.scalars(query.order_by(Usage.day.desc(), Usage.id.desc()).limit(paging.limit + 1)))
+        return rows[: paging.limit], len(rows) > paging.limit

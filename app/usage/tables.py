@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import date
 
-from sqlalchemy import BigInteger, Float, ForeignKey, String, UniqueConstraint
+from sqlalchemy import BigInteger, Float, ForeignKey, Index, String, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.kit.database import Base
@@ -15,7 +15,11 @@ class Usage(Base):
     """A sum over a day (UTC). `key_id` is empty where no key of the database was shown; a key may be gone since."""
 
     __tablename__ = "usage"
-    __table_args__ = (UniqueConstraint("project_id", "key_id", "model", "day"),)
+    __table_args__ = (
+        UniqueConstraint("project_id", "key_id", "model", "day"),
+        Index("ix_usage_newest", "project_id", "day", "id"),
+        Index("ix_usage_model_newest", "project_id", "model", "day", "id"),
+    )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))

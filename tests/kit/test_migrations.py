@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from app.jobs import attempts
 from app.jobs.spec import JobSpec
 from app.kit.database import DEFAULT_PROJECT, writing
+from app.models.tables import Model
+from app.projects.tables import Stored
 from tests.conftest import REPOSITORY
 
 
@@ -32,6 +35,23 @@ def test_a_schema_can_be_taken_back(service: str, steps: str) -> None:
     command.downgrade(config, steps)
     command.upgrade(config, "head")
     command.check(config)
+
+
+def test_what_projects_store_is_summed_up_by_the_migration(service: str) -> None:
+    httpx.post(f"{service}/datasets", content=b'{"instruction": "a", "output": "b"}').raise_for_status()
+    with writing() as session:
+        counted = {row.project_id: row.bytes for row in session.scalars(select(Stored))}
+        session.add(Model(
+            id="model_tuned", project_id=DEFAULT_PROJECT, name="tuned", kind="adapter", status="ready", source="job:x",
+            facts={"stored_bytes": 2**33},
+        ))  # fmt: skip
+    config = Config(REPOSITORY / "alembic.ini")
+    command.downgrade(config, "0008")
+    command.upgrade(config, "head")
+    with writing() as session:
+        summed = {row.project_id: row.bytes for row in session.scalars(select(Stored))}
+        session.delete(session.get_one(Model, "model_tuned"))
+    assert summed == {DEFAULT_PROJECT: counted[DEFAULT_PROJECT] + 2**33}
 
 
 # Before this one no process knew workers, webhooks or logs, and jobs ran.

@@ -16,6 +16,7 @@ from app.jobs.tables import Job
 from app.kit import storage
 from app.kit.database import reading, writing
 from app.models.tables import Model
+from app.projects.stored import stored_bytes
 from tests.datasets.helpers import jsonl, new_row, refusal
 from worker.publish import publish
 from worker.reconcilers.leftovers import remove_leftovers
@@ -88,6 +89,18 @@ def test_it_is_a_fine_tune_like_any_other(client: httpx.Client, job: Job) -> Non
         row = session.get_one(Model, model["id"])
         assert (row.chat_template, row.facts["stop_token_ids"]) == ("trained with this", [2])
         assert (row.facts["stored_bytes"], row.location) == (7, f"checkpoints/{job.id}/1-10/adapter")
+
+
+def test_its_bytes_count_for_the_project_while_it_is_a_model(client: httpx.Client, job: Job) -> None:
+    def count() -> int:
+        with reading() as session:
+            return stored_bytes(session, job.project_id)
+
+    before, name = count(), f"a-{job.id[-8:]}"
+    serve(client, keep(job, 10), name).raise_for_status()
+    assert count() == before + 7
+    client.delete(f"/models/{name}").raise_for_status()
+    assert count() == before
 
 
 def test_while_it_is_a_model_newer_ones_do_not_take_its_place(client: httpx.Client, job: Job) -> None:

@@ -10,13 +10,14 @@ import pytest
 from fastapi.routing import APIRoute
 
 from app.kit.database import utc_now, writing
+from app.kit.ids import new_id
 from app.main import create_app
 from app.projects import service as projects
 from app.projects.access import PERMISSIONS, Allowed
 from app.projects.tables import Key
 from tests.conftest import eventually
 from tests.datasets.helpers import refusal
-from tests.projects.conftest import As, Keys, Owned
+from tests.projects.conftest import As, Keys, Owned, fine_tune
 
 OPEN = {"/health", "/ready", "/docs", "/docs/oauth2-redirect"}
 BODIES: dict[str, Any] = {
@@ -52,6 +53,28 @@ OBJECTS = [
     for method, path, allowed in NAMED
     if "{" in path and allowed != "administer" and method != "PUT" and path != "/workers/{id}"
 ]
+
+
+def test_a_page_of_models_has_the_newest_whosever_they_are(keys: Keys, client_of: As) -> None:
+    """Base models, the project's own and those that it was granted."""
+    ours, theirs = client_of(keys.ours["write"]), client_of(projects.create_key("theirs", "admin", "grants", None)[1])
+    granted, own = [new_id("tune") for _ in range(2)], [new_id("tune") for _ in range(2)]
+    for mine, other in zip(own, granted, strict=True):
+        fine_tune("theirs", other)
+        theirs.put(f"/models/{other}/grants/ours").raise_for_status()
+        fine_tune("ours", mine)
+    fine_tune("theirs", new_id("tune"))
+    newest = [own[1], granted[1], own[0], granted[0]]
+    pages, after = list[str](), dict[str, str]()
+    while page := ours.get("/models", params={"limit": 1, **after}).raise_for_status().json()["data"]:
+        pages += [page[0]["name"]]
+        after = {"after": page[0]["id"]}
+    assert [pages[:4], pages[-1]] == [newest, "demo-base"]
+    assert len(pages) == len(set(pages))
+    for kind, expected in (("adapter", newest), ("merged", []), ("base", ["demo-base"])):
+        listed = ours.get("/models", params={"kind": kind, "status": "ready"}).json()["data"]
+        assert [model["name"] for model in listed][:4] == expected
+    assert set(newest) <= {model["id"] for model in ours.get("/v1/models").json()["data"]}
 
 
 def test_no_route_is_left_out() -> None:

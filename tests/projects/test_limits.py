@@ -16,9 +16,8 @@ from app.jobs import attempts
 from app.jobs.lifecycle import ENDED
 from app.jobs.tables import Job
 from app.kit.database import reading, writing
-from app.projects import limits
+from app.projects import limits, stored
 from app.settings import get_settings
-from app.usage.service import stored_bytes
 from tests.datasets.helpers import jsonl, new_row, refusal
 from tests.projects.conftest import As, Keys
 
@@ -119,13 +118,13 @@ def test_an_upload_over_the_project_s_limit_is_refused(limited: Limited) -> None
 def test_storage_that_is_full_takes_no_more(limited: Limited) -> None:
     first = limited.upload().raise_for_status().json()
     with reading() as session:
-        stored = stored_bytes(session, limited.project)
-    assert stored == first["bytes"]
-    limited.limit(storage_bytes=stored + 1)
+        full = stored.stored_bytes(session, limited.project)
+    assert full == first["bytes"]
+    limited.limit(storage_bytes=full + 1)
     refusal(limited.upload(), 409, "limit_reached")
     assert len(limited.clients[0].get("/datasets").json()["data"]) == 1
-    limited.limit(storage_bytes=stored)
-    assert str(stored) in refusal(limited.job(first["id"]), 409, "limit_reached")["message"]
+    limited.limit(storage_bytes=full)
+    assert str(full) in refusal(limited.job(first["id"]), 409, "limit_reached")["message"]
     limited.clients[0].delete(f"/datasets/{first['id']}").raise_for_status()
     assert limited.upload().status_code == 201
 
@@ -139,6 +138,8 @@ def test_uploads_at_once_do_not_pass_the_limit_together(limited: Limited) -> Non
     size = len(jsonl([new_row()]))
     limited.limit(storage_bytes=2 * size + size // 2)
     assert sorted(_both(lambda _: limited.upload())) == [201, 201, 409, 409, 409, 409]
+    with reading() as session:
+        assert stored.stored_bytes(session, limited.project) == 2 * size
 
 
 def test_jobs_at_once_do_not_pass_the_limit_together(limited: Limited) -> None:

@@ -66,6 +66,23 @@ def test_days_are_chosen_with_both_ends(client: httpx.Client) -> None:
         assert [row["requests"] for row in shown] == expected
 
 
+def test_pages_follow_each_other_from_the_newest_day(client: httpx.Client) -> None:
+    model, today = f"m-{uuid4().hex[:8]}", utc_now().date()
+    days = [(key, back) for back in (1, 2, 0) for key in ("key_a", "key_b")]
+    for key, back in days:
+        use(model, key, requests=1)
+        with writing() as session:
+            same = (Usage.model == model, Usage.key_id == key, Usage.day == today)
+            session.execute(update(Usage).where(*same).values(day=today - timedelta(days=back)))
+    whole = listed(client, model=model)
+    assert [row["day"] for row in whole] == [(today - timedelta(days=back)).isoformat() for back in (0, 0, 1, 1, 2, 2)]
+    pages, after = list[dict[str, Any]](), dict[str, str]()
+    while page := listed(client, model=model, limit=1, **after):
+        pages += page
+        after = {"after": page[-1]["id"]}
+    assert pages == whole
+
+
 @pytest.mark.parametrize("filters", [{"since": "yesterday"}, {"until": "2026-13-01"}, {"model": "x" * 65}])
 def test_a_bad_filter_is_named(client: httpx.Client, filters: dict[str, str]) -> None:
     answer = client.get("/usage", params=filters)

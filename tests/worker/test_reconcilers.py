@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from hashlib import sha256
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -14,13 +15,16 @@ from app.datasets.tables import Dataset
 from app.jobs import attempts
 from app.jobs.tables import Job
 from app.kit import queue, storage
-from app.kit.database import reading, writing
+from app.kit.database import DEFAULT_PROJECT, reading, writing
 from app.kit.ids import new_id
 from app.models.tables import Model
+from app.projects import stored
 from tests.conftest import Backend
+from worker.reconcilers import rounds
 from worker.reconcilers.leftovers import remove_leftovers
 from worker.reconcilers.orphaned_blobs import remove_orphaned_blobs
 from worker.reconcilers.read_messages import sweep_read_messages
+from worker.reconcilers.stored_bytes import recount_stored
 from worker.reconcilers.unseen_work import wake_for_unseen_work
 from worker.supervisor import workspaces
 
@@ -64,6 +68,11 @@ def stored_model(job: dict[str, Any]) -> tuple[Job, str, str]:
     key = f"artifacts/{job['id']}/1"
     store(key)
     return claimed, key, add_model(claimed, key)
+
+
+def sum_of(project_id: str) -> int:
+    with reading() as session:
+        return stored.stored_bytes(session, project_id)
 
 
 def empty_queue() -> None:
@@ -128,6 +137,7 @@ def test_what_a_killed_attempt_left_goes_and_what_is_needed_stays(job: dict[str,
                 source="job",
                 location=f"{finished}/adapter",
                 base_model_id=base.id,
+                job_id="job_done",
                 facts={},
             )
         )
@@ -137,6 +147,43 @@ def test_what_a_killed_attempt_left_goes_and_what_is_needed_stays(job: dict[str,
     assert [folder.name for folder in workspaces().iterdir()] == [f"{job['id']}-1"]
     assert {current, finished} <= set(storage.folders("artifacts"))
     assert lost not in storage.folders("artifacts")
+
+
+def test_a_sum_of_what_a_project_stores_that_is_wrong_is_counted_anew(
+    client: httpx.Client, job: dict[str, Any]
+) -> None:
+    """Processes of the version before add to no sum, and store more than 32 bits count."""
+    recount_stored()
+    before = sum_of(DEFAULT_PROJECT)
+    assert before > 0
+    claimed, _, id = stored_model(job)
+    with writing() as session:
+        session.get_one(Model, id).facts = {"stored_bytes": 2**33}
+        session.get_one(Model, claimed.base_model_id).facts |= {"stored_bytes": 1}  # base models are not counted
+    assert sum_of(DEFAULT_PROJECT) == before
+    recount_stored()
+    assert sum_of(DEFAULT_PROJECT) == before + 2**33
+    client.post(f"/jobs/{job['id']}/cancel").raise_for_status()
+    with writing() as session:
+        attempts.cancelled(session, attempts.hold(session, claimed))
+    assert sum_of(DEFAULT_PROJECT) == before  # its model went with it
+
+
+def test_a_reconciler_that_takes_long_is_not_due_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does another thread begin it while it runs."""
+    clock, ran = [1000.0], list[float]()
+
+    def slow() -> None:
+        ran.append(clock[0])
+        rounds.run_round()
+        clock[0] += 20
+
+    monkeypatch.setattr(rounds, "RECONCILERS", {slow: 15.0})
+    monkeypatch.setattr(rounds, "_due_at", {})
+    monkeypatch.setattr(rounds, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    for clock[0] in (1000.0, 1030.0, 1199.0, 1200.0):
+        rounds.run_round()
+    assert ran == [1000.0, 1200.0]
 
 
 def test_a_blob_that_no_row_refers_to_goes_when_it_is_old(client: httpx.Client) -> None:

@@ -16,28 +16,41 @@ from app.models.tables import Model
 from worker.supervisor import workspaces
 
 RUNNING = select(Job.id, Job.attempt).where(in_state(Job, "running"))
-STORED = select(Model.location).where(Model.kind != "base")
 # An upload that is still going on writes more often than this.
 ABANDONED_AFTER_SECONDS = 24 * 3600.0
+# Of so many stored folders at a time it is asked whose they are.
+AT_ONCE = 1000
 
 
 def remove_leftovers() -> None:
     """Removes workspaces of attempts that do not run, artifacts of ended ones that no model has, checkpoints that neither
     a job nor a model has, and uploads that nobody has written to for a day."""
     spaces = {folder.name: folder for folder in workspaces().iterdir()} if workspaces().is_dir() else {}
-    # Listed before the rows are read: what was stored since has a row that is not there yet.
-    artifacts, checkpoints = storage.folders("artifacts"), storage.folders("checkpoints")
+    # Listed before it is read who runs, and that before what there are rows of: what is stored has a row before its attempt ends.
+    folders = [*storage.folders("artifacts"), *storage.folders("checkpoints")]
     with reading() as session:
-        resumable = set(session.scalars(select(Checkpoint.key)))
-        running = {(job, attempt) for job, attempt in session.execute(RUNNING)}
-        kept = {str(Path(location).parent) for location in session.scalars(STORED) if location}
-    for name in spaces.keys() - {f"{job}-{attempt}" for job, attempt in running}:
+        running = {f"{job}-{attempt}" for job, attempt in session.execute(RUNNING)}
+    for name in spaces.keys() - running:
         shutil.rmtree(spaces[name], ignore_errors=True)
-    for key in set(artifacts) - kept - {f"artifacts/{job}/{attempt}" for job, attempt in running}:
-        storage.delete_folder(key)
-    beginnings = tuple(f"checkpoints/{job}/{attempt}-" for job, attempt in running)
-    for key in set(checkpoints) - resumable - kept:
-        if not key.startswith(beginnings):
+    ended = {key: job for key in folders for job, attempt in [_of(key)] if f"{job}-{attempt}" not in running}
+    keys = list(ended)
+    for start in range(0, len(keys), AT_ONCE):
+        some = keys[start : start + AT_ONCE]
+        for key in set(some) - _kept({ended[key] for key in some}):
             storage.delete_folder(key)
     for folder in storage.abandoned(time.time() - ABANDONED_AFTER_SECONDS):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _of(key: str) -> tuple[str, str]:
+    """The job and the attempt that a folder is of: `artifacts/<job>/<attempt>`, `checkpoints/<job>/<attempt>-<step>`."""
+    _, job, rest = key.split("/")
+    return job, rest.partition("-")[0]
+
+
+def _kept(jobs: set[str]) -> set[str]:
+    """The keys of these jobs' folders that models or checkpoints have."""
+    locations = select(Model.location).where(Model.job_id.in_(jobs), Model.location.is_not(None))
+    with reading() as session:
+        checkpoints = set(session.scalars(select(Checkpoint.key).where(Checkpoint.job_id.in_(jobs))))
+        return checkpoints | {str(Path(str(location)).parent) for location in session.scalars(locations)}
