@@ -45,11 +45,11 @@ def publish(job: Job, output: Path) -> Model:
     key = f"artifacts/{job.id}/{job.attempt}"
     manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
     shutil.rmtree(output / "checkpoints", ignore_errors=True)  # one that could not be kept is no part of the outcome
+    folder = "merged" if (output / "merged").is_dir() else "adapter"  # before it is moved
+    is_reward_model = STAGES[job.spec["stage"]].makes == "reward model"
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     with attempts.renewing(job):
         storage.put_folder(output, key)
-    folder = "merged" if (output / "merged").is_dir() else "adapter"
-    is_reward_model = STAGES[job.spec["stage"]].makes == "reward model"
     with writing() as session:
         row = attempts.hold(session, job)
         base = session.get_one(Model, job.base_model_id)
