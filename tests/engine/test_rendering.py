@@ -120,7 +120,8 @@ def test_every_learned_turn_continues_the_engine_s_prompt(
     base: Path, prompt_ids: Callable[..., list[int]], name: str
 ) -> None:
     tokenizer = tokenizer_of(base, TEMPLATES[name])
-    [(_, found)] = render(tokenizer, "chat", [{"messages": CONVERSATION, "tools": TOOLS}])
+    [(_, parts)] = render(tokenizer, "chat", [{"messages": CONVERSATION, "tools": TOOLS}])
+    found = [example for _, example in parts]
     turns = [i for i, message in enumerate(CONVERSATION) if message["role"] == "assistant"]
     for number, end in enumerate(turns):
         example = found[number if len(found) > 1 else 0]
@@ -134,7 +135,8 @@ def test_a_turn_without_reasoning_continues_the_prompt_with_thinking_off(
     base: Path, prompt_ids: Callable[..., list[int]]
 ) -> None:
     tokenizer = tokenizer_of(base, QWEN3)
-    [(_, found)] = render(tokenizer, "chat", [{"messages": [*CALLED, turn("assistant", "It rains.")], "tools": TOOLS}])
+    [(_, parts)] = render(tokenizer, "chat", [{"messages": [*CALLED, turn("assistant", "It rains.")], "tools": TOOLS}])
+    found = [example for _, example in parts]
     off = prompt_ids(CALLED, TOOLS, chat_template_kwargs={"enable_thinking": False})
     on = prompt_ids(CALLED, TOOLS, chat_template_kwargs={"enable_thinking": True})
     assert found[-1].token_ids[: len(off)].tolist() == off
