@@ -11,6 +11,7 @@ from demo.service import user_turn
 from demo.text import sample_rows
 from tests.conftest import Backend
 from tests.system.service import Service
+from tests.trainer.rows_of_the_table import THOROUGH
 
 STEPS = {"max_steps": 20, "batch_size": 8, "learning_rate": 0.003}
 # What the row is called → the kind of its rows, what it says in its job, the kind of the model that it makes.
@@ -25,6 +26,8 @@ TABLE: dict[str, tuple[str, dict[str, Any], str]] = {
     "freeze": ("chat", {"method": {"type": "freeze"}, "hyperparameters": STEPS}, "merged"),
     "full": ("chat", {"method": {"type": "full"}, "hyperparameters": STEPS | {"learning_rate": 0.001}}, "merged"),
 }
+# Served as others are: `make test-all` has them.
+RARELY = ("dora", "freeze")
 # vLLM loads what is converted, and weights of their own; all of the table would take it long on a CPU.
 ON_VLLM = ("dpo", "pissa", "rm", "full")
 
@@ -32,7 +35,8 @@ ON_VLLM = ("dpo", "pissa", "rm", "full")
 @pytest.fixture(scope="module")
 def table(backend: Backend) -> dict[str, tuple[str, dict[str, Any], str]]:
     """What is trained on this column."""
-    return TABLE if backend.name == "embedded" else {name: TABLE[name] for name in ON_VLLM}
+    every = [name for name in TABLE if THOROUGH or name not in RARELY]
+    return {name: TABLE[name] for name in (every if backend.name == "embedded" else ON_VLLM)}
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+# `make test-all`.
+THOROUGH = int(os.environ.get("BURNISH_TEST_KILLS", "4")) >= 20
 FULL = {"learning_rate": 0.003}
 SETTINGS = {"epochs": 4}
 
@@ -39,7 +41,7 @@ CROSSED = {
     for stage in ("pt", "dpo", "dpo with orpo", "kto", "rm")
     for method in ("rslora", "dora", "pissa", "qlora nf4", "qlora int8", "full", "freeze")
 }  # fmt: skip
-ALL = STAGES | METHODS | (CROSSED if int(os.environ.get("BURNISH_TEST_KILLS", "4")) >= 20 else {})
+ALL = STAGES | METHODS | (CROSSED if THOROUGH else {})
 
 
 def job(changes: dict[str, Any], **settings: Any) -> dict[str, Any]:
