@@ -23,6 +23,9 @@ OPEN = {"/health", "/ready", "/docs", "/docs/oauth2-redirect"}
 BODIES: dict[str, Any] = {
     "/datasets/{id}/preview": {"base_model": "demo-base"},
     "/datasets/{id}/check": {"base_model": "demo-base"},
+    "/models/{name}/score": {
+        "conversations": [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
+    },
     "/webhooks/{id}": {"enabled": False},
 }
 

@@ -34,6 +34,9 @@ NOUNS = {
 BODIES: dict[str, Any] = {
     "/datasets/{id}/preview": {"base_model": "demo-base"},
     "/datasets/{id}/check": {"base_model": "demo-base"},
+    "/models/{name}/score": {
+        "conversations": [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
+    },
     "/webhooks/{id}": {"enabled": False},
 }
 

@@ -29,7 +29,7 @@ TABLE: dict[str, tuple[str, dict[str, Any], str]] = {
 # Served as others are: `make test-all` has them.
 RARELY = ("dora", "freeze")
 # vLLM loads what is converted, and weights of their own; all of the table would take it long on a CPU.
-ON_VLLM = ("dpo", "pissa", "rm", "full")
+ON_VLLM = ("pissa", "full", *(("dpo", "qlora", "rm") if THOROUGH else ()))
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,7 @@ def posted(
     }
 
 
+@pytest.mark.timeout(1200)  # several jobs
 def test_all_of_it_is_trained_and_served(
     running: Service, posted: dict[str, str], table: dict[str, tuple[str, dict[str, Any], str]]
 ) -> None:
@@ -86,10 +87,11 @@ def test_all_of_it_is_trained_and_served(
         assert last < 0.9 * first, name
         model = running.client.get(f"/models/{job['model']['name']}").json()
         assert (model["kind"], model["status"], model["base_model"]) == (kind, "ready", "demo-base"), name
+        if kind == "reward":
+            prefers_right_answers_and_writes_none(running, model["name"])
 
 
-def test_a_reward_model_prefers_right_answers_and_writes_none(running: Service, posted: dict[str, str]) -> None:
-    name = running.ended(posted["rm"])["model"]["name"]
+def prefers_right_answers_and_writes_none(running: Service, name: str) -> None:
     rows = sample_rows(20, seed=5, split="heldout")
     answers = [row["output"] for row in rows]
 
