@@ -98,6 +98,17 @@ def _random_weights_are_all_trained(spec: JobSpec, base: Model, dataset: Dataset
         )
 
 
+def _rewards_on_whole_weights(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    if STAGES[spec.stage].makes == "reward model" and isinstance(spec.method, Qlora):
+        raise InvalidValue(
+            "A reward model is served with its whole weights, on which an adapter that was trained on quantised ones scores "
+            "otherwise.",
+            param="method.type",
+            code="unsupported",
+            hint="Use 'lora', 'full' or 'freeze'.",
+        )
+
+
 def _is_served(spec: JobSpec, base: Model, dataset: Dataset) -> None:
     """Writes out how the outcome is served."""
     way = served(spec.stage, spec.method)
@@ -163,6 +174,7 @@ RULES: tuple[Callable[[JobSpec, Model, Dataset], None], ...] = (
     _go_on,
     _has_template,
     _random_weights_are_all_trained,
+    _rewards_on_whole_weights,
     _is_served,
     _rank_is_served,
     _targets_exist,

@@ -133,3 +133,19 @@ def test_a_cancelled_job_gives_its_name_back(client: httpx.Client, dataset: str)
 @pytest.mark.parametrize(("rows", "epochs"), [(1, 3), (8333, 3), (8334, 2), (12_500, 2), (12_501, 1), (10**9, 1)])
 def test_many_rows_are_passed_over_less_often(rows: int, epochs: float) -> None:
     assert auto_epochs(rows) == epochs
+
+
+def test_a_reward_model_is_served_with_its_weights_and_not_trained_on_quantised_ones(client: httpx.Client) -> None:
+    row = b'{"prompt": "a", "chosen": "b", "rejected": "c"}'
+    dataset = client.post("/datasets", content=row).raise_for_status().json()
+    body = {"base_model": "demo-base", "dataset": dataset["id"], "stage": "rm"}
+    made = client.post("/jobs", json=body).raise_for_status().json()
+    assert made["deploy"]["mode"] == "merged"
+    assert client.post("/jobs", json=body | {"deploy": {"mode": "adapter"}}).json()["error"]["param"] == "deploy.mode"
+    refused = client.post("/jobs", json=body | {"method": {"type": "qlora"}})
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (422, "unsupported", "method.type")
+    random = {"stage": "pt", "hyperparameters": {"initial_weights": "random"}}
+    text = client.post("/datasets", params={"format": "text"}, content=b'{"text": "a"}').raise_for_status().json()
+    refused = client.post("/jobs", json=body | random | {"dataset": text["id"]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "method.type")

@@ -40,6 +40,7 @@ CROSSED = {
     | {"hyperparameters": STAGES[stage].get("hyperparameters", {}) | METHODS[method].get("hyperparameters", {})}
     for stage in ("pt", "dpo", "dpo with orpo", "kto", "rm")
     for method in ("rslora", "dora", "pissa", "qlora nf4", "qlora int8", "full", "freeze")
+    if not (stage == "rm" and "qlora" in method)  # refused
 }  # fmt: skip
 ALL = STAGES | METHODS | (CROSSED if THOROUGH else {})
 

@@ -18,7 +18,7 @@ __all__ = ["KIND", "load", "load_base", "prepare", "save"]
 
 def load_base(base: Base, config: Qlora) -> Any:
     """With the weights of its linear layers in 4 or 8 bits; what they are multiplied in is what this machine is fast in."""
-    whole = ["lm_head", "score"]  # what makes logits or scores of the last hidden states
+    whole = ["lm_head"]  # what makes logits of the last hidden states
     compute = torch.bfloat16 if computes_bf16() else torch.float32
     if config.quantization == "int8":
         quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)
