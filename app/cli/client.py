@@ -89,9 +89,11 @@ class Service:
                     self._read(answer)
                 yield answer.iter_bytes()
 
-    def pages(self, path: str, key: str, after: int = 0, rows: int = PAGE_ROWS) -> Iterator[dict[str, Any]]:
-        """Every entry of a numbered list after number `after`, oldest first, asked for `rows` at a time; `key` is the field that
-        numbers them."""
+    def pages(
+        self, path: str, key: str, after: int | str | None = None, rows: int = PAGE_ROWS
+    ) -> Iterator[dict[str, Any]]:
+        """Every entry of a list after the entry `after`, in the list's order, asked for `rows` at a time; `key` is the field that
+        tells entries apart: a number, or the id."""
         more = True
         while more:
             page = self.get(path, limit=rows, after=after)

@@ -153,8 +153,7 @@ def from_llamafactory(
     given = llamafactory.read(config)
     body = llamafactory.body_of(given)
     with connect(context) as service:
-        named = {"base_model": base, "dataset": dataset} if base and dataset else llamafactory.find(service, given)
-        body |= named | {key: value for key, value in (("base_model", base), ("dataset", dataset)) if value}
+        body |= llamafactory.named(service, given, base, dataset)
         if show:
             output.print_json(body)
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,21 +72,26 @@ NEUTRAL: Config = {
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
 
 
-def find(service: Service, config: Config) -> Config:
-    """The fields of the body that name what the configuration names: a model registered from there, datasets of those names.
-
-    Raises `Failure` where the service has none.
-    """
-    source = str(config.get("model_name_or_path", ""))
-    sources = {source, f"hf://{source}", f"modelscope://{source}"}
-    base = next((model["name"] for model in _all(service, "/models") if model["source"] in sources), None)
-    if base is None:
-        hint = f"burnish models add NAME {source or 'SOURCE'}; or name another one with --base-model."
-        raise Failure(f"No model is registered from '{source}'.", param="model_name_or_path", hint=hint)
-    body = Config({"base_model": base, "dataset": _dataset(service, config, "dataset")})
-    if "eval_dataset" in config:
+def named(service: Service, config: Config, base: str | None, dataset: str | None) -> Config:
+    """The fields of the body that name a model and datasets: those given, else the model that is registered from where the
+    configuration has it, and datasets of the names that it says. Raises `Failure` where the service has none."""
+    body = Config({
+        "base_model": base or _base_model(service, config),
+        "dataset": dataset or _dataset(service, config, "dataset"),
+    })  # fmt: skip
+    if config.get("eval_dataset") is not None:
         body["validation"] = {"dataset": _dataset(service, config, "eval_dataset")}
     return body
+
+
+def _base_model(service: Service, config: Config) -> str:
+    source = str(config.get("model_name_or_path", ""))
+    sources = {source, f"hf://{source}", f"modelscope://{source}"}
+    for model in service.pages("/models", "id"):
+        if model["source"] in sources:
+            return str(model["name"])
+    hint = f"burnish models add NAME {source or 'SOURCE'}; or name another one with --base-model."
+    raise Failure(f"No model is registered from '{source}'.", param="model_name_or_path", hint=hint)
 
 
 def _dataset(service: Service, config: Config, key: str) -> str:
@@ -97,24 +102,14 @@ def _dataset(service: Service, config: Config, key: str) -> str:
             param=key,
             hint="Make one file of them, and upload it.",
         )
-    found = next((dataset["id"] for dataset in _all(service, "/datasets") if dataset["name"] == name), None)
-    if found is None:
-        raise Failure(
-            f"There is no dataset called '{name}'.",
-            param=key,
-            hint="burnish datasets import takes it from LLaMA-Factory's dataset_info.json.",
-        )
-    return str(found)
-
-
-def _all(service: Service, path: str) -> Iterator[Config]:
-    after = None
-    while True:
-        page = service.get(path, limit=1000, after=after)
-        yield from page["data"]
-        if not page["has_more"]:
-            return
-        after = page["data"][-1]["id"]
+    for dataset in service.pages("/datasets", "id"):
+        if dataset["name"] == name:
+            return str(dataset["id"])
+    raise Failure(
+        f"There is no dataset called '{name}'.",
+        param=key,
+        hint="burnish datasets import takes it from LLaMA-Factory's dataset_info.json.",
+    )
 
 
 def read(path: Path) -> Config:

@@ -106,11 +106,16 @@ def test_what_has_no_counterpart_is_named(config: dict[str, Any]) -> None:
         body_of(given(**config))
 
 
-def test_what_the_service_does_not_have_is_named(run: Run, tmp_path: Path) -> None:
+def test_what_the_service_does_not_have_is_named(run: Run, dataset: str, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(given(model_name_or_path="nobody/nothing")))
     assert "No model is registered from 'nobody/nothing'" in run("jobs", "from-llamafactory", config).stderr
     config.write_text(yaml.safe_dump(given(model_name_or_path=str(DEMO_BASE), dataset="none-of-this-name")))
     assert "no dataset called 'none-of-this-name'" in run("jobs", "from-llamafactory", config).stderr
+    named = run("jobs", "from-llamafactory", config, "--dataset", dataset, "--show")
+    assert json.loads(named.stdout)["dataset"] == dataset
+    config.write_text(yaml.safe_dump(given(model_name_or_path="nobody/nothing", eval_dataset="none-of-this-name")))
+    named = run("jobs", "from-llamafactory", config, "--dataset", dataset, "--base-model", "demo-base", "--show")
+    assert "no dataset called 'none-of-this-name'" in named.stderr
     config.write_text("- a list")
     assert "a YAML mapping" in run("jobs", "from-llamafactory", config).stderr

@@ -65,3 +65,10 @@ def test_a_text_longer_than_a_row_becomes_several_and_loses_nothing(train: Run, 
     assert pieces["examples"] > whole["examples"] == pieces["rows"] == 42
     assert 0 <= whole["tokens"] - pieces["tokens"] < 42  # a last piece of one token has nothing to learn
     assert (pieces["cut_rows"], pieces["tokens_lost"]) == (0, 0)
+
+
+def test_what_no_engine_loads_as_an_adapter_is_merged_also_where_it_is_only_stored(train: Run, tmp_path: Path) -> None:
+    train(method={"variant": "dora"}, deploy={"mode": "none"}, hyperparameters={"max_steps": 1})
+    assert (tmp_path / "out/merged/model.safetensors").is_file()
+    train(out="plain", deploy={"mode": "none"}, hyperparameters={"max_steps": 1})
+    assert not (tmp_path / "plain/merged").exists()

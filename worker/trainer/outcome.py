@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from app.jobs.combinations import served
 from app.jobs.spec import TrainerSpec
 from worker.trainer import artifacts
 from worker.trainer.base import Base, load_model, own_dtype
@@ -41,12 +42,14 @@ class Writer:
             raise unreadable_checkpoint(folder, error) from error
 
     def save_outcome(self, model: Any, out: Path, emit: Emit) -> None:
-        """Writes adapter/, and merged/ where the outcome is served as weights of its own; `model` is not used any more."""
+        """Writes adapter/, and merged/ where the outcome is, or one day will be, served as weights of its own; `model` is not
+        used any more."""
         if self.method.KIND == "merged":
             artifacts.save_merged(model.to(own_dtype(self.base)), self.tokenizer, out / "merged", self.stop_ids)
             return
         self._save(model, out / "adapter")
-        if self.spec.spec.deploy.mode == "merged" or self.base.makes == "reward model":
+        spec = self.spec.spec
+        if "merged" in (spec.deploy.mode, served(spec.stage, spec.method).mode):
             emit("phase", phase="merging")
             del model
             merged = lora.merge(load_model(self.base, torch.float32), out / "adapter").to(own_dtype(self.base))
