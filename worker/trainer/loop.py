@@ -15,6 +15,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from peft.optimizers import create_loraplus_optimizer
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -27,7 +28,7 @@ from worker.trainer.data.batches import LengthBuckets
 from worker.trainer.data.rows import Item
 from worker.trainer.events import Emit
 from worker.trainer.failures import Failure
-from worker.trainer.stages import Stage, texts
+from worker.trainer.stages import Stage
 from worker.trainer.stages.texts import Batch
 
 # Padded tokens of a micro-batch: enough to keep the cores or the GPU busy, little enough for its activations to fit.
@@ -276,7 +277,7 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         shortest_first = sorted(self.validation, key=lambda item: item.length)
         for start in range(0, len(shortest_first), _VALIDATION_ROWS):
             made = self._micro_batches(shortest_first[start : start + _VALIDATION_ROWS])
-            yield [texts.to(batch, self.args.device) for batch in made]
+            yield send_to_device(made, self.args.device)
 
     def floating_point_ops(self, inputs: object) -> int:
         return 0  # the Trainer counts them for its own summary, by the shape of a batch that is not like ours
@@ -342,7 +343,7 @@ def _arguments(settings: Hyperparameters, steps: int, out: Path) -> TrainingArgu
 
 def _add(sums: dict[str, torch.Tensor], more: dict[str, torch.Tensor]) -> None:
     for name, value in more.items():
-        sums[name] = sums[name] + value if name in sums else value
+        sums[name] = sums[name] + value.detach() if name in sums else value.detach()
 
 
 def _means(measured: dict[str, torch.Tensor], count: int) -> dict[str, float]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 
 from worker.trainer.base import autocast
 from worker.trainer.data.rows import Item
@@ -21,21 +22,13 @@ def with_reference(model: Any, items: list[Item], pad_id: int, max_tokens: int) 
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    single = [(at, example) for at, item in enumerate(items) for example in item.examples]
-    order = sorted(range(len(single)), key=lambda i: len(single[i][1].token_ids))
-    found = [0.0] * len(single)
-    while order:
-        rows = [order.pop()]
-        width = len(single[rows[0]][1].token_ids)
-        while order and (len(rows) + 1) * width <= max_tokens:
-            rows.append(order.pop())
-        batch = texts.to(texts.collate([single[row][1] for row in rows], pad_id), device)
+    singles = [Item((example,)) for item in items for example in item.examples]
+    longest_first = sorted(range(len(singles)), key=lambda at: -singles[at].length)  # the order in which they are cut
+    found: list[float] = []
+    for part in texts.cut([singles[at] for at in longest_first], max_tokens):
+        batch = send_to_device(texts.collate([single.examples[0] for single in part], pad_id), device)
         with autocast(device):
-            values = texts.log_probabilities(model, batch).tolist()
-        for row, value in zip(rows, values, strict=True):
-            found[row] = value
+            found += texts.log_probabilities(model, batch).tolist()
     model.train(was_training)
-    values_of: list[list[float]] = [[] for _ in items]
-    for (at, _), value in zip(single, found, strict=True):
-        values_of[at].append(value)
-    return [replace(item, reference=tuple(values)) for item, values in zip(items, values_of, strict=True)]
+    in_order = (value for _, value in sorted(zip(longest_first, found, strict=True)))
+    return [replace(item, reference=tuple(next(in_order) for _ in item.examples)) for item in items]

@@ -86,9 +86,7 @@ def warn(data: Dataset, max_length: int, emit: Emit) -> None:
             f"{data.tokens_lost} tokens in all; in {data.cut_ends} of them an answer lost its end-of-turn token.",
         )
     if data.dropped:
-        emit(
-            "warning", message=f"{data.dropped} rows were dropped: no token of an assistant's answer was left in them."
-        )
+        emit("warning", message=f"{data.dropped} rows were dropped: no token that is learned was left in them.")
 
 
 def stop_token_ids(items: list[Item], tokenizer: Any, configured: Any, emit: Emit) -> list[int]:

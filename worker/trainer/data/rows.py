@@ -12,14 +12,6 @@ import pyarrow.parquet as pq
 from worker.trainer.data.kinds import Parts, render
 from worker.trainer.data.render import ChatTemplateError, Example, Row
 
-# Kind → the columns that are read.
-_COLUMNS = {
-    "chat": ["messages", "tools"],
-    "preference": ["messages", "chosen", "rejected", "tools"],
-    "labels": ["messages", "label", "tools"],
-    "text": ["text"],
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -63,7 +55,7 @@ def read_rows(path: str, kind: str, tokenizer: Any, max_length: int) -> Rows:
     `ChatTemplateError`.
     """
     rows = Rows()
-    for row, parts in render(tokenizer, kind, _rows(path, kind)):
+    for row, parts in render(tokenizer, kind, _rows(path)):
         rows.read += 1
         if kind == "text":
             parts = [(name, piece) for name, example in parts for piece in _pieces(example, max_length)]
@@ -121,7 +113,7 @@ def split(rows: list[list[Item]], fraction: float, seed: int) -> tuple[list[list
     return train, [row for i, row in enumerate(rows) if i in held_out]
 
 
-def _rows(path: str, kind: str) -> Iterator[Row]:
+def _rows(path: str) -> Iterator[Row]:
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1000, columns=_COLUMNS[kind]):
+        for batch in file.iter_batches(batch_size=1000):
             yield from batch.to_pylist()

@@ -48,5 +48,5 @@ STAGES = {
     "kto": Stage(
         kto.batches, kto.loss, prepare=kto.pair_up, needs_reference=lambda settings: True, begin_step=kto.begin_step
     ),
-    "rm": Stage(rm.batches, rm.loss),
+    "rm": Stage(dpo.batches, rm.loss),
 }

@@ -48,8 +48,7 @@ def loss(model: torch.nn.Module, batch: Batch, settings: Preference) -> tuple[to
     chosen, rejected = rewards.chunk(2)
     margin = chosen - rejected
     lost = LOSSES[settings.loss](margin, per_token, settings)
-    measured = {"reward_accuracy": (margin > 0).sum(), "reward_margin": (settings.beta * margin).sum()}
-    return lost.sum(), {name: value.detach() for name, value in measured.items()}
+    return lost.sum(), {"reward_accuracy": (margin > 0).sum(), "reward_margin": (settings.beta * margin).sum()}
 
 
 def _orpo(margin: torch.Tensor, per_token: torch.Tensor, settings: Preference) -> torch.Tensor:

@@ -14,8 +14,6 @@ from worker.trainer.data.rows import Item
 from worker.trainer.stages import texts
 from worker.trainer.stages.texts import Batch
 
-_OWN, _KL = "own ", "kl "
-
 
 def pair_up(items: list[Item]) -> list[Item]:
     """Adds to each row's text its prompt with the answer of the row before: by such pairs the loss estimates how far the model
@@ -43,31 +41,27 @@ def _answer_begin(example: Example) -> int:
 
 
 def batches(items: Sequence[Item], pad_id: int, max_tokens: int) -> list[Batch]:
-    """The rows of a step as micro-batches; what the loss is a mean over are rows. Keys of the texts proper begin with
-    "own ", those of the pairs with "kl "."""
+    """The rows of a step as micro-batches, each of the texts proper (`own`) and of the pairs (`mismatched`); what the loss is a
+    mean over are rows."""
     made = []
     for part in texts.cut(items, max_tokens):
-        batch: Batch = {}
-        for number, kind in enumerate((_OWN, _KL)):
-            collated = texts.collate([item.examples[number] for item in part], pad_id)
-            batch |= {kind + name: value for name, value in collated.items()}
-        batch["count"], batch["tokens"] = len(part), batch[_OWN + "tokens"]
-        batch["good"] = torch.tensor([item.good for item in part])
-        if part[0].reference:
-            batch["reference"] = torch.tensor([item.reference for item in part])
-        made.append(batch)
+        own, mismatched = (texts.collate([item.examples[side] for item in part], pad_id) for side in (0, 1))
+        made.append({
+            "own": own,
+            "mismatched": mismatched,
+            "good": torch.tensor([item.good for item in part]),
+            "reference": torch.tensor([item.reference for item in part]),
+            "tokens": own["tokens"],
+            "count": len(part),
+        })  # fmt: skip
     return made
-
-
-def _of(batch: Batch, kind: str) -> Batch:
-    return {name.removeprefix(kind): value for name, value in batch.items() if name.startswith(kind)}
 
 
 @torch.no_grad()
 def begin_step(model: torch.nn.Module, made: list[Batch]) -> None:
     """Writes into each micro-batch of a step how far the model has come, in nats: the mean over all of the step."""
     come = sum(
-        ((texts.log_probabilities(model, _of(batch, _KL)) - batch["reference"][:, 1]).sum() for batch in made), 0
+        ((texts.log_probabilities(model, batch["mismatched"]) - batch["reference"][:, 1]).sum() for batch in made), 0
     )
     mean = torch.as_tensor(come / sum(batch["count"] for batch in made)).clamp(min=0)
     for batch in made:
@@ -77,10 +71,9 @@ def begin_step(model: torch.nn.Module, made: list[Batch]) -> None:
 def loss(model: torch.nn.Module, batch: Batch, settings: Kto) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Sum over the rows, in fp32; measured are how many rewards have the sign of their label, and the distance of
     `begin_step`."""
-    ratio = texts.log_probabilities(model, _of(batch, _OWN)) - batch["reference"][:, 0]
+    ratio = texts.log_probabilities(model, batch["own"]) - batch["reference"][:, 0]
     good = batch["good"]
     sign = torch.where(good, 1.0, -1.0)
     weight = torch.where(good, settings.desirable_weight, settings.undesirable_weight)
     lost = weight * (1 - torch.sigmoid(settings.beta * sign * (ratio - batch["kl"])))
-    measured = {"reward_accuracy": (sign * ratio > 0).sum(), "kl": batch["kl"] * batch["count"]}
-    return lost.sum(), {name: value.detach() for name, value in measured.items()}
+    return lost.sum(), {"reward_accuracy": (sign * ratio > 0).sum(), "kl": batch["kl"] * batch["count"]}

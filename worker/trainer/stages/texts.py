@@ -93,8 +93,3 @@ def loss_tokens(batch: Batch) -> torch.Tensor:
     """How many loss tokens each text has, [B] int64."""
     count: torch.Tensor = (batch["labels"] != NO_LOSS).sum(dim=1)
     return count
-
-
-def to(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on the device."""
-    return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
