@@ -6,7 +6,7 @@ VLLM := .venv-vllm
 SERVICE := $(VENV)/.installed
 ENGINE := $(VLLM)/.installed
 
-.PHONY: help demo up test test-all chaos lint install benchmark-reviews benchmark-control-plane benchmark-first-step clean
+.PHONY: help demo up test test-all chaos lint install benchmark-reviews benchmark-control-plane benchmark-first-step benchmark-train benchmark-families clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -45,6 +45,12 @@ benchmark-control-plane: install ## Latencies with a thousand and with a million
 
 benchmark-first-step: install ## Seconds from POST /jobs to the first optimiser step
 	$(VENV)/bin/python benchmarks/first_step.py
+
+benchmark-train: install ## Training speed and memory beside TRL
+	$(VENV)/bin/python benchmarks/train.py
+
+benchmark-families: install ## Which families of models train, merge and are served
+	$(VENV)/bin/python benchmarks/families.py
 
 clean: ## Remove the environments (the state in .burnish stays)
 	rm -rf $(VENV) $(VLLM)

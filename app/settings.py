@@ -81,6 +81,9 @@ class Settings(BaseSettings):
     trainer_threads: int = Field(0, ge=0, description="CPU threads of a trainer. 0: all cores.")
     lease_seconds: PositiveFloat = Field(30.0, description="A running job not heard of for this long is run again.")
     stop_grace_seconds: PositiveFloat = Field(10.0, description="From asking a trainer to stop until it is killed.")
+    tensorboard: str = Field(
+        "", description="Folder in which each job gets one with TensorBoard's files of its training. Empty: none."
+    )
     min_free_bytes: int = Field(
         2**30, ge=0, description="A worker whose disk has less room than this claims no job, in bytes."
     )

@@ -172,12 +172,13 @@ def _end(model: Model, ended: dict[str, Any]) -> None:
                 row.facts = row.facts | {"revision": ended["revision"]}
                 return
         tries = row.facts.get("failed_tries", 0) + 1
+        given = {name: value for name, value in row.facts.items() if name == "template_arguments"}
         if ended["code"] in PASSING and tries <= len(BACK_OFF_LEASES):
             log.warning("%s: try %d failed: %s", row.id, tries, ended["message"])
-            row.facts = {"failed_tries": tries}
+            row.facts = given | {"failed_tries": tries}
             row.lease_expires_at = lease_until(session, BACK_OFF_LEASES[tries - 1] * get_settings().lease_seconds)
             return
-        row.status, row.progress, row.facts = "failed", None, {}
+        row.status, row.progress, row.facts = "failed", None, given
         row.error = {key: ended[key] for key in ("code", "message", "hint")}
 
 

@@ -56,9 +56,15 @@ def publish(job: Job, output: Path) -> Model:
         if find(session, job.project_id, job.name):  # registered meanwhile: hours of training are not lost to a name
             row.name = job.name = f"{job.name[:55]}-{job.id[-8:]}"
             add_event(session, row, "warning", f"The name was taken meanwhile; the model is '{job.name}'.")
-        told = {"stop_token_ids": manifest["stop_token_ids"], "stored_bytes": size}
+        told: dict[str, Any] = {
+            "stop_token_ids": manifest["stop_token_ids"],
+            "template_arguments": job.spec.get("template_arguments") or {},
+            "stored_bytes": size,
+        }
         if base.facts.get("own_code"):
             told["code_source"] = code_source(base)
+        if job.spec["method"]["type"] == "mod":
+            told["mixture_of_depths"] = True
         model = Model(
             id=new_id("model"),
             project_id=job.project_id,
@@ -69,7 +75,7 @@ def publish(job: Job, output: Path) -> Model:
             location=f"{key}/{folder}",
             base_model_id=foundation(base).id,
             job_id=job.id,
-            chat_template=base.chat_template,
+            chat_template=job.spec.get("chat_template") or base.chat_template,
             facts=base.facts | told,
         )
         session.add(model)

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from app.datasets.service import rows_path
 from app.datasets.tables import Dataset
-from app.jobs import attempts, checkpoints, logs
+from app.jobs import attempts, checkpoints, logs, reward_models
 from app.jobs.spec import JobSpec, TrainerSpec
 from app.jobs.tables import Job
 from app.kit import storage
@@ -36,6 +36,7 @@ from worker.log_tail import log_file, next_lines
 from worker.memory import MemoryWatch
 from worker.publish import DeployFailed, deploy, publish
 from worker.slots import Slots
+from worker.tensorboard import Board
 from worker.trainer.failures import OUT_OF_MEMORY_HINT, Failure, of_the_machine
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def train_next(slots: Slots, shutting_down: threading.Event) -> bool:
 
 def _end_after_fault(job: Job, error: Exception) -> None:
     cause = of_the_machine(error)
-    if cause.code not in LOSSES:
+    if cause is None or cause.code not in LOSSES:
         cause = Failure("worker_fault", "A fault in the worker; its log has the details.", "Look into its log.")
     try:
         with writing() as session:
@@ -204,18 +205,23 @@ def _train(job: Job, gpus: list[str], workspace: Path, beat: Beat) -> dict[str, 
         }
     (workspace / "spec.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")
     trainer = trainers.start(workspace / "spec.json", workspace / "out", beat.log)
-    memory = MemoryWatch(trainer.pid)
+    memory, board = MemoryWatch(trainer.pid), Board(job)
     said: queue.Queue[dict[str, Any]] = queue.Queue()
-    reader = threading.Thread(target=_read_events, args=(trainer, said), daemon=True)
+    steps = threading.Event()  # its first step is written down at once: somebody waits for it
+    reader = threading.Thread(target=_read_events, args=(trainer, said, steps), daemon=True)
     reader.start()
     failed: dict[str, Any] | None = None
     loading = True
     try:
         while reader.is_alive() or not said.empty():
-            reader.join(BEAT_SECONDS)
+            if loading:
+                steps.wait(BEAT_SECONDS)
+            else:
+                reader.join(BEAT_SECONDS)
             memory.look()
             events = [said.get_nowait() for _ in range(said.qsize())]
             failed = next((event for event in events if event["type"] == "failed"), failed)
+            board.write(events)
             beat(events)
             if loading and any(event["type"] == "step" for event in events):
                 loading = False
@@ -226,11 +232,13 @@ def _train(job: Job, gpus: list[str], workspace: Path, beat: Beat) -> dict[str, 
         if stopped.why != "cancel":  # whoever goes on does so from the step that it ended with
             reader.join()
             events = [said.get_nowait() for _ in range(said.qsize())]
+            board.write(events)
             beat.write(events)
             _keep_checkpoints(job, events, beat)
         raise
     finally:
         code = stop(trainer, get_settings().stop_grace_seconds)
+        board.close()
         beat.write_last_lines()
         if loading and not beat.shutting_down.is_set():
             trainers.keep_warm()
@@ -253,17 +261,21 @@ def _keep_checkpoints(job: Job, events: list[dict[str, Any]], beat: Beat) -> Non
             with attempts.renewing(job):
                 storage.put_folder(folder, checkpoints.storage_key(job, event["step"]))
             with writing() as session:
-                dropped = checkpoints.add(session, attempts.hold(session, job), event["step"], size)
+                held = attempts.hold(session, job)
+                dropped = checkpoints.add(session, held, event["step"], size, event["validation_loss"])
             checkpoints.drop(dropped)
         except (OSError, OperationalError, InterfaceError) as error:
             log.warning("%s: the checkpoint of step %d was not kept: %s", job.id, event["step"], error)
 
 
 def _trainer_spec(job: Job, gpus: list[str]) -> TrainerSpec:
-    """Raises `FileNotFoundError` where the base model's folder or the rows are gone."""
+    """Raises `FileNotFoundError` where the base model's folder, a reward model or the rows are gone."""
     with reading() as session:
         base, dataset = session.get_one(Model, job.base_model_id), session.get_one(Dataset, job.dataset_id)
         validation = session.get_one(Dataset, job.validation_dataset_id) if job.validation_dataset_id else None
+        replay = session.get_one(Dataset, job.replay_dataset_id) if job.replay_dataset_id else None
+        spec = JobSpec.model_validate(job.spec)
+        judges = reward_models.fetch(session, spec)
     adapter = storage.fetch_folder(str(base.location)) if base.kind == "adapter" else None
     folder, under = weights_folder(base), foundation(base)
     provenance = {
@@ -272,25 +284,33 @@ def _trainer_spec(job: Job, gpus: list[str]) -> TrainerSpec:
         "base_model_id": under.id,
         "base_source": under.source,
         "base_revision": under.facts.get("revision"),
-        "dataset": {"id": dataset.id, "name": dataset.name, "sha256": dataset.file.sha256},
+        "dataset": _origin(dataset),
     }
+    if replay:
+        provenance["replay"] = _origin(replay)
     if base.kind != "base":
         provenance["fine_tune"] = {"id": base.id, "name": base.name, "sha256": _weights_hash(adapter or folder)}
     return TrainerSpec(
         job=job.id,
         attempt=job.attempt,
-        spec=JobSpec.model_validate(job.spec),
+        spec=spec,
         base_model=str(folder),
-        chat_template=base.chat_template,
+        chat_template=spec.chat_template or base.chat_template,
         own_code=runs_own_code(base),
         adapter=str(adapter) if adapter else None,
         resume_from=checkpoints.fetch_newest(job),
         rows=str(rows_path(dataset)),
         validation_rows=str(rows_path(validation)) if validation else None,
+        replay_rows=str(rows_path(replay)) if replay else None,
         threads=get_settings().trainer_threads,
         gpus=gpus,
+        reward_models=judges,
         provenance=provenance,
     )
+
+
+def _origin(dataset: Dataset) -> dict[str, Any]:
+    return {"id": dataset.id, "name": dataset.name, "sha256": dataset.file.sha256}
 
 
 def _weights_hash(folder: Path) -> str:
@@ -303,14 +323,20 @@ def _weights_hash(folder: Path) -> str:
     return hashed.hexdigest()
 
 
-def _read_events(trainer: Popen[bytes], said: queue.Queue[dict[str, Any]]) -> None:
+def _read_events(trainer: Popen[bytes], said: queue.Queue[dict[str, Any]], steps: threading.Event) -> None:
+    """Passes on what the trainer says until it has ended; `steps` is set by its first step, or its end."""
     assert trainer.stdout is not None
     with trainer.stdout:
         for line in trainer.stdout:
             try:
-                said.put(json.loads(line))
+                event = json.loads(line)
             except ValueError:
                 log.warning("not an event from the trainer: %r", line[:200])
+                continue
+            said.put(event)
+            if event["type"] == "step":
+                steps.set()
+    steps.set()
 
 
 def _last_words(code: int, errors: Path) -> str:

@@ -40,6 +40,29 @@ CHAT_REQUEST = {
 }
 
 
+COMPLETION_REQUEST = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["model", "prompt"],
+                "properties": {
+                    "model": {"type": "string", "description": "Name or id of a model."},
+                    "prompt": {
+                        "type": "string",
+                        "description": "The text to go on with, as it is. Other fields are those of OpenAI's API.",
+                    },
+                    "stream": {"type": "boolean", "default": False, "description": "Answer in pieces, as SSE."},
+                },
+                "additionalProperties": True,
+            },
+            "example": {"model": "demo-base", "prompt": "Once upon a time", "max_tokens": 32},
+        }
+    },
+}
+
+
 class ServedModel(BaseModel):
     """OpenAI's model object."""
 
@@ -70,6 +93,17 @@ def _served(model: Model) -> ServedModel:
 )
 async def chat(request: Request, project: ToInfer) -> Response:
     return await forward(request, project, "/v1/chat/completions")
+
+
+@router.post(
+    "/completions",
+    summary="Have a model go on with a text",
+    response_model=None,
+    responses={200: {"description": "OpenAI's answer"}, **errors(400, 404, 422, 503)},
+    openapi_extra={"requestBody": COMPLETION_REQUEST},
+)
+async def complete(request: Request, project: ToInfer) -> Response:
+    return await forward(request, project, "/v1/completions")
 
 
 @router.get("/models", summary="List the models that can be asked")

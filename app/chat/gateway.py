@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import anyio.to_thread
@@ -21,6 +21,7 @@ from app.chat.metering import Meter
 from app.kit.database import reading, writing
 from app.kit.errors import BadRequest, InvalidValue, NotFound, ServiceError, Unavailable
 from app.models import serving
+from app.models.chat_templates import RESERVED
 from app.models.service import find, not_found
 from app.models.tables import Model
 from app.projects import limits
@@ -61,17 +62,20 @@ def upstream_client() -> httpx.AsyncClient:
     )
 
 
-async def forward(request: Request, project_id: str, path: str) -> Response:
+async def forward(
+    request: Request, project_id: str, path: Literal["/v1/chat/completions", "/v1/completions"]
+) -> Response:
     """Passes an OpenAI request on to the engine of its `model`, and the engine's answer back.
 
     Raises `NotFound` for an unknown model and `Unavailable` where no engine answers in time. When the client hangs up the
     connection to the engine is closed, which ends the generation.
     """
+    chats = path == "/v1/chat/completions"
     body = await _read_object(request)
     name = body.get("model")
     if not isinstance(name, str) or not name:
         raise InvalidValue("The field 'model' must name a model.", param="model", hint="GET /v1/models lists them.")
-    model = await anyio.to_thread.run_sync(_servable, project_id, name)
+    model = await anyio.to_thread.run_sync(_servable, project_id, name, chats)
     if model.kind == "reward":
         raise InvalidValue(
             f"'{name}' is a reward model: it scores answers and writes none.",
@@ -81,6 +85,8 @@ async def forward(request: Request, project_id: str, path: str) -> Response:
     # A fine-tune ends its turns as its chat template does, which the base model's own configuration may not know.
     ends = [] if body.get("ignore_eos") else model.facts.get("stop_token_ids", [])
     fields = {"stop_token_ids": ends} | body | {"model": model.id}
+    if chats:
+        fields |= _templated(model, body)
     wanted = body.get("stream_options") or {}
     if body.get("stream") and isinstance(wanted, dict):  # if not, the engine refuses it
         # Tokens are counted also where the client hangs up, so the engine says with every piece how many there are.
@@ -90,14 +96,42 @@ async def forward(request: Request, project_id: str, path: str) -> Response:
 
 async def score(request: Request, project_id: str, name: str, conversations: list[Any]) -> Response:
     """Has a reward model score conversations. Raises as `forward` does."""
-    model = await anyio.to_thread.run_sync(_servable, project_id, name)
+    model = await anyio.to_thread.run_sync(_servable, project_id, name, True)
     if model.kind != "reward":
         raise InvalidValue(
             f"'{name}' is no reward model: it writes answers and scores none.",
             param="name",
             hint="Train one with stage 'rm'.",
         )
-    return await _answer(request, model, "/v1/score", {"model": model.id, "conversations": conversations}, {})
+    fields = {"model": model.id, "conversations": conversations} | _templated(model, {})
+    return await _answer(request, model, "/v1/score", fields, {})
+
+
+def _templated(model: Model, body: dict[str, Any]) -> dict[str, Any]:
+    """What tells the engine how to render the conversation: an adapter's own template, where its base's is another, and the
+    model's template arguments, over which those of the request go. Raises `InvalidValue`."""
+    if body.get("chat_template") is not None:
+        raise InvalidValue(
+            "A request is rendered by the chat template that its model was trained with, and brings none.",
+            param="chat_template",
+            hint="Register the model, or train a job, with that chat_template.",
+        )
+    asked = body.get("chat_template_kwargs") or {}
+    if not isinstance(asked, dict) or (taken := sorted(RESERVED & asked.keys())):
+        what = (
+            f"'{taken[0]}' is set by what renders the template" if isinstance(asked, dict) else "an object is expected"
+        )
+        raise InvalidValue(
+            f"The field 'chat_template_kwargs' has a wrong value: {what}.",
+            param="chat_template_kwargs",
+            hint='{"enable_thinking": false}, for instance, where the template reads it.',
+        )
+    arguments = model.template_arguments | asked
+    found: dict[str, Any] = {"chat_template_kwargs": arguments} if arguments else {}
+    # An engine holds its weights' template; it takes another one with each request for an adapter.
+    if model.kind == "adapter" and model.base_model and model.base_model.chat_template != model.chat_template:
+        found["chat_template"] = model.chat_template
+    return found
 
 
 async def _answer(
@@ -155,7 +189,7 @@ async def _read_object(request: Request) -> dict[str, Any]:
     return body
 
 
-def _servable(project_id: str, name: str) -> Model:
+def _servable(project_id: str, name: str, renders: bool) -> Model:
     with reading() as session:
         model = find(session, project_id, name)
     if model is None:
@@ -167,9 +201,11 @@ def _servable(project_id: str, name: str) -> Model:
             code="model_not_ready",
             hint=f"GET /models/{name} says how far it is.",
         )
-    if model.chat_template is None:
+    if renders and model.chat_template is None:
         raise InvalidValue(
-            f"The model '{name}' has no chat template.", param="model", hint="Register it again with a 'chat_template'."
+            f"The model '{name}' has no chat template.",
+            param="model",
+            hint="Ask it with POST /v1/completions, or register it again with a 'chat_template'.",
         )
     return model
 

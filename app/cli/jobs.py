@@ -12,8 +12,9 @@ from app.cli import llamafactory, output, watching
 from app.cli.client import connect, read_json_file, segment
 from app.cli.failure import Failure
 from app.cli.listing import print_page
-from app.cli.options import After, Json, Limit
+from app.cli.options import After, ChatTemplate, Json, Limit, TemplateArguments, template_fields
 from app.cli.output import Column, moment_shown
+from app.jobs import scorecards
 
 COLUMNS = (
     Column("id", "id"),
@@ -38,6 +39,7 @@ CHECKPOINT_COLUMNS = (
     Column("id", "id"),
     Column("attempt", "attempt"),
     Column("step", "step"),
+    Column("validation loss", "validation_loss", "{:.6g}".format),
     Column("bytes", "bytes"),
     Column("created", "created_at", moment_shown),
 )
@@ -59,14 +61,20 @@ def create(
     base: Annotated[str | None, typer.Argument(help="Name of a base model or fine-tune.")] = None,
     dataset: Annotated[str | None, typer.Argument(help="Id of a dataset.")] = None,
     name: Annotated[str | None, typer.Option(help="What the fine-tune is called.")] = None,
-    stage: Annotated[str | None, typer.Option(metavar="sft|pt|dpo|kto|rm", help="What is learned.")] = None,
-    method: Annotated[str | None, typer.Option(metavar="lora|qlora|full|freeze", help="Which weights change.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of the adapter.")] = None,
+    stage: Annotated[str | None, typer.Option(metavar="sft|pt|dpo|kto|rm|rl", help="What is learned.")] = None,
+    method: Annotated[
+        str | None, typer.Option(metavar="lora|qlora|full|freeze|galore|apollo|mod", help="Which weights change.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="Rank of the adapter, or of galore's and apollo's projections.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the rows.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="End earlier than --epochs would.")] = None,
     learning_rate: Annotated[str | None, typer.Option(metavar="NUMBER|auto", help="Peak learning rate.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows per optimiser step.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens; longer rows are cut.")] = None,
+    chat_template: ChatTemplate = None,
+    template_arguments: TemplateArguments = None,
     validation_fraction: Annotated[float | None, typer.Option(help="Share of the rows that is held out.")] = None,
     deploy: Annotated[
         str | None, typer.Option(metavar="adapter|merged|none|auto", help="How the result is served.")
@@ -82,6 +90,7 @@ def create(
         bool | None,
         typer.Option("--watch/--no-watch", help="Show the job until it has ended. Default: yes, but not with --json."),
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and start nothing.")] = False,
     json: Json = False,
 ) -> None:
     """Start a fine-tune. `burnish jobs create BASE DATASET` is enough: everything else has a default."""
@@ -108,7 +117,11 @@ def create(
     for path, value in options.items():
         if value is not None:
             _put(body, path, value)
+    body |= template_fields(chat_template, template_arguments)
     with connect(context) as service:
+        if dry_run:
+            (output.print_json if json else output.print_object)(service.post("/jobs?dry_run=true", body))
+            return
         job = service.post("/jobs", body)
         if watch is None:
             watch = not json
@@ -180,7 +193,12 @@ def show(context: typer.Context, id: str, json: Json = False) -> None:
     """Show one job, with every default written out."""
     with connect(context) as service:
         job = service.get(f"/jobs/{segment(id)}")
-    (output.print_json if json else output.print_object)(job)
+    if json:
+        output.print_json(job)
+        return
+    if job["scorecard"]:
+        job["scorecard"] = scorecards.lines(job["scorecard"])
+    output.print_object(job)
 
 
 @commands.command("watch")

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from app.cli.client import Service
+from app.cli.client import Service, segment
 from app.cli.failure import Failure
 
 Config = dict[str, Any]
@@ -43,19 +43,25 @@ SAME = {
 DEFAULTS: Config = {
     "stage": "sft", "learning_rate": 5e-5, "num_train_epochs": 3.0, "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1, "lr_scheduler_type": "linear", "warmup_ratio": 0.0, "cutoff_len": 2048,
-    "finetuning_type": "lora",
+    "finetuning_type": "lora", "galore_rank": 16, "apollo_rank": 16,
 }  # fmt: skip
+# Optimisers of low rank: the options of each are its name's.
+LOW_RANK = ("galore", "apollo")
 # Keys that `body_of` reads by itself.
 READ = {
     "model_name_or_path", "dataset", "eval_dataset", "finetuning_type", "quantization_bit", "quantization_method",
     "lora_target", "use_rslora", "use_dora", "pissa_init", "pissa_convert", "pissa_iter", "max_steps", "val_size",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "lr_scheduler_type",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "lr_scheduler_type", "eval_strategy", "eval_steps",
+    "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "early_stopping_steps",
+    "use_galore", "galore_rank",
+    "galore_update_interval", "galore_scale", "use_apollo", "apollo_rank", "apollo_update_interval", "apollo_scale",
+    "mixture_of_depths", "template", "enable_thinking",
 }  # fmt: skip
 # What the service or the model settles, or what changes nothing in the result.
 SETTLED = {
     "do_train", "do_eval", "do_predict", "output_dir", "overwrite_output_dir", "overwrite_cache", "logging_steps", "plot_loss",
     "report_to", "run_name", "bf16", "fp16", "pure_bf16", "preprocessing_num_workers", "dataloader_num_workers", "ddp_timeout",
-    "template", "trust_remote_code", "resume_from_checkpoint", "save_strategy", "save_only_model", "eval_strategy", "eval_steps",
+    "trust_remote_code", "resume_from_checkpoint", "save_strategy", "save_only_model",
     "per_device_eval_batch_size", "eval_on_start", "dataset_dir", "media_dir", "cache_dir", "flash_attn", "gradient_checkpointing",
     "disable_gradient_checkpointing", "include_num_input_tokens_seen", "logging_first_step", "hub_model_id", "push_to_hub",
     "use_fast_tokenizer", "low_cpu_mem_usage", "print_param_status", "group_by_length", "optim",
@@ -63,11 +69,18 @@ SETTLED = {
 # Keys with a value that says nothing else than a job of ours does.
 NEUTRAL: Config = {
     "packing": False, "neat_packing": False, "mask_history": False, "train_on_prompt": False, "max_samples": None,
-    "additional_target": None, "adapter_name_or_path": None, "use_galore": False, "use_apollo": False,
-    "use_badam": False, "mixture_of_depths": None, "shift_attn": False, "use_unsloth": False,
+    "additional_target": None, "adapter_name_or_path": None, "galore_target": "all", "galore_proj_type": "std",
+    "apollo_target": "all", "apollo_proj": "random", "apollo_proj_type": "std", "apollo_scale_type": "channel",
+    "use_badam": False, "shift_attn": False, "use_unsloth": False,
     "enable_liger_kernel": False, "rope_scaling": None, "pref_ftx": 0.0, "dpo_label_smoothing": 0.0,
     "freeze_trainable_modules": "all", "label_smoothing_factor": 0.0, "warmup_steps": 0,
     "streaming": False, "deepspeed": None, "fsdp": "", "resize_vocab": False, "create_new_adapter": False,
+}  # fmt: skip
+# Its templates → ours, for models that have none of their own.
+TEMPLATES = {
+    "default": "plain", "chatml": "chatml", "qwen": "chatml", "qwen3": "qwen3",
+    "qwen3_nothink": "chatml", "llama2": "llama2", "llama3": "llama3", "mistral": "mistral", "gemma": "gemma", "gemma2": "gemma",
+    "gemma3": "gemma", "phi": "phi3", "phi_small": "phi3", "phi4": "phi4", "glm4": "glm4",
 }  # fmt: skip
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
 
@@ -80,8 +93,30 @@ def named(service: Service, config: Config, base: str | None, dataset: str | Non
         "dataset": dataset or _dataset(service, config, "dataset"),
     })  # fmt: skip
     if config.get("eval_dataset") is not None:
-        body["validation"] = {"dataset": _dataset(service, config, "eval_dataset")}
+        body["validation"] = {"dataset": _dataset(service, config, "eval_dataset")} | _judging(config)
+    if config.get("stage", "sft") != "pt":
+        body |= _template(service, config, body["base_model"])
     return body
+
+
+def _template(service: Service, config: Config, base: str) -> Config:
+    """A model's own chat template is the one that it was made with; one that has none gets our template of that name."""
+    found = (
+        {}
+        if config.get("enable_thinking") is None
+        else {"template_arguments": {"enable_thinking": config["enable_thinking"]}}
+    )
+    name = config.get("template")
+    # GLM-4's own writes no end of turn after the last answer, so nothing would be learned of stopping.
+    if name is None or (name != "glm4" and service.get(f"/models/{segment(base)}")["has_chat_template"]):
+        return found
+    if name not in TEMPLATES:
+        raise Failure(
+            f"template: {name} has no counterpart, and the model '{base}' has no chat template of its own.",
+            param="template",
+            hint=f"Register the model with a chat_template. These have one: {', '.join(TEMPLATES)}.",
+        )
+    return found | {"chat_template": TEMPLATES[name]}
 
 
 def _base_model(service: Service, config: Config) -> str:
@@ -163,6 +198,27 @@ def _method(config: Config) -> Config:
             param="config",
             hint="4 and 8 of bitsandbytes, with lora, have one.",
         )
+    low_rank = [name for name in LOW_RANK if config.get(f"use_{name}")]
+    if len(low_rank) > 1 or (low_rank and kind != "full"):
+        raise Failure(
+            f"use_{' and use_'.join(low_rank)} with finetuning_type {kind} has no counterpart.",
+            param="config",
+            hint="One of use_galore and use_apollo, with full, has one.",
+        )
+    depths = config.get("mixture_of_depths")
+    if depths is not None and (depths != "convert" or kind != "full" or low_rank):
+        raise Failure(
+            f"mixture_of_depths {depths} has no counterpart.",
+            param="config",
+            hint="convert, with finetuning_type full and the plain optimiser, has one.",
+        )
+    if depths:
+        return {"method.type": "mod"}
+    if low_rank:
+        [name] = low_rank
+        options = ("rank", "update_interval", "scale")
+        given = {f"method.{option}": config.get(f"{name}_{option}") for option in options}
+        return {"method.type": name} | {path: _number(value) for path, value in given.items() if value is not None}
     found = Config({"method.type": "qlora" if bits else kind})
     if bits == 8:
         found["method.quantization"] = "int8"
@@ -208,7 +264,36 @@ def _validation(config: Config) -> Config:
             param="config",
             hint="A share of the rows, at most 0.5, or eval_dataset has one.",
         )
-    return {"validation.fraction": share} if share else {}
+    judging = _judging(config)
+    if share:
+        return {"validation.fraction": share} | {f"validation.{name}": value for name, value in judging.items()}
+    if judging.keys() - {"every"} and config.get("eval_dataset") is None:
+        raise Failure(
+            "load_best_model_at_end and early_stopping_steps have no counterpart without rows to validate on.",
+            param="config",
+            hint="Add val_size or eval_dataset.",
+        )
+    return {}
+
+
+def _judging(config: Config) -> Config:
+    """When rows are validated on, and what follows from it, as fields of `validation`. Raises `Failure`."""
+    metric = config.get("metric_for_best_model", "eval_loss")
+    if metric not in ("eval_loss", "loss"):
+        raise Failure(f"metric_for_best_model {metric} has no counterpart.", param="config", hint="eval_loss has one.")
+    found = Config()
+    if config.get("eval_strategy") == "steps":
+        every = float(config.get("eval_steps") or config.get("logging_steps") or 500)
+        if every < 1:
+            raise Failure(
+                f"eval_steps {every:g} has no counterpart.", param="config", hint="A number of steps has one."
+            )
+        found["every"] = int(every)
+    if config.get("load_best_model_at_end"):
+        found["keep"] = "best"
+    if config.get("early_stopping_steps") is not None:
+        found["patience"] = int(config["early_stopping_steps"])
+    return found
 
 
 # Each adds what follows of several keys.
@@ -217,7 +302,7 @@ RULES: tuple[Callable[[Config], Config], ...] = (_method, _batches, _schedule, _
 OF_STAGE = {"loss": ("dpo",), "beta": ("dpo", "kto"), "simpo_gamma": ("dpo",), "neftune_alpha": ("sft",),
             "desirable_weight": ("kto",), "undesirable_weight": ("kto",)}  # fmt: skip
 ADAPTERS = ("lora", "qlora")
-OF_METHOD = {"rank": ADAPTERS, "alpha": ADAPTERS, "dropout": ADAPTERS, "plus": ADAPTERS, "target_modules": ADAPTERS,
+OF_METHOD = {"rank": ADAPTERS + LOW_RANK, "alpha": ADAPTERS, "dropout": ADAPTERS, "plus": ADAPTERS, "target_modules": ADAPTERS,
              "variant": ADAPTERS, "quantization": ("qlora",), "double_quantization": ("qlora",), "layers": ("freeze",)}  # fmt: skip
 
 

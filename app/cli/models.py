@@ -12,7 +12,7 @@ from app.cli import output
 from app.cli.client import Patience, Service, connect, segment
 from app.cli.failure import Failure
 from app.cli.listing import print_page
-from app.cli.options import After, Json, Limit
+from app.cli.options import After, ChatTemplate, Json, Limit, TemplateArguments, template_fields
 from app.cli.output import Column, count_shown, moment_shown
 
 COLUMNS = (
@@ -38,16 +38,14 @@ def add(
             help="A directory, modelscope://owner/name[@revision], hf://owner/name[@revision] or checkpoint://id."
         ),
     ],
-    chat_template: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="A Jinja file, for a model that has no template.")
-    ] = None,
+    chat_template: ChatTemplate = None,
+    template_arguments: TemplateArguments = None,
     wait: Annotated[bool, typer.Option(help="Wait while the model is downloaded.")] = True,
     json: Json = False,
 ) -> None:
     """Register a base model, or make a job's checkpoint a fine-tune."""
     body: dict[str, Any] = {"name": name, "source": _absolute(source)}
-    if chat_template:
-        body["chat_template"] = _text(chat_template)
+    body |= template_fields(chat_template, template_arguments)
     with connect(context) as service:
         model = service.post("/models", body)
         if wait and model["status"] == "downloading":
@@ -63,13 +61,6 @@ def add(
 def _absolute(source: str) -> str:
     """The service has a working directory of its own: a directory that is here is named in full."""
     return str(Path(source).resolve()) if "://" not in source and Path(source).is_dir() else source
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise Failure(f"{path} cannot be read: {error}", param="chat_template") from error
 
 
 def _downloaded(service: Service, model: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.4
 EXIT_CODES = {"succeeded": 0, "failed": 1, "cancelled": 2}
 # Beside a bar, which shows the rest, only these are told in words.
-TOLD_BESIDE_A_BAR = frozenset({"warning", "requeued", "validation", "cancel_requested"})
+TOLD_BESIDE_A_BAR = frozenset({"warning", "requeued", "validation", "stopped_early", "scorecard", "cancel_requested"})
 
 
 class Display(Protocol):

@@ -15,9 +15,9 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
 
 @router.post("/{id}/preview", summary="Show a row as the model sees it", responses=errors(404, 409, 422, 503))
 def preview(id: Id, request: PreviewRequest, project: ToRead) -> PreviewOut:
-    return checking.preview(project, id, request.base_model, request.row, request.max_length)
+    return checking.preview(project, id, request)
 
 
 @router.post("/{id}/check", summary="Count what training would make of the rows", responses=errors(404, 409, 422, 503))
 def check(id: Id, request: CheckRequest, project: ToRead) -> CheckOut:
-    return checking.check(project, id, request.base_model, request.max_length, request.validation)
+    return checking.check(project, id, request)

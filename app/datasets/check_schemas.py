@@ -7,13 +7,25 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.kit.wire import Strict
+from app.models.chat_templates import MAX_TEXT, TemplateArguments
 
 
 class RenderRequest(Strict):
-    """For which base model, and up to which length, rows are rendered."""
+    """For which base model, by which chat template, and up to which length, rows are rendered."""
 
     base_model: str = Field(
         min_length=1, max_length=64, description="Name or id of a base model.", examples=["demo-base"]
+    )
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_TEXT,
+        description="Jinja, or the name of a common family's; default: the base model's.",
+    )
+    template_arguments: TemplateArguments | None = Field(
+        None,
+        description="What the template is handed beside a conversation. Default: the base model's.",
+        examples=[{"enable_thinking": False}],
     )
     max_length: int | None = Field(
         None, ge=8, le=1_048_576, description="Tokens. Default: the base model's context, at most 2048."

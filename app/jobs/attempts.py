@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, func, insert, select
+from sqlalchemy import ColumnElement, and_, delete, func, insert, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from app.jobs.lifecycle import add_event, move
 from app.jobs.room import BOUNDLESS, Room, is_enough
-from app.jobs.tables import Attempt, Job, Metric
+from app.jobs.scorecards import sentence
+from app.jobs.tables import Attempt, Checkpoint, Job, Metric
 from app.kit.database import lease_until, utc_now, writing
 from app.kit.leases import LeaseLost, in_state
 from app.kit.leases import claim as claim_row
@@ -33,8 +34,11 @@ log = logging.getLogger(__name__)
 LINE = (Job.priority.desc(),)
 
 # What is kept of a step and of a validation; the stage decides which of the last ones there are.
-MEASURED = ("step", "loss", "learning_rate", "grad_norm", "tokens", "epoch", "reward_accuracy", "reward_margin", "kl")
-VALIDATED = ("loss", "reward_accuracy")
+MEASURED = (
+    "step", "loss", "learning_rate", "grad_norm", "tokens", "epoch", "reward_accuracy", "reward_margin", "kl", "reward",
+    "answer_tokens",
+)  # fmt: skip
+VALIDATED = ("loss", "reward_accuracy", "reward")
 
 
 def claim(worker: str, whole: Room = BOUNDLESS, free: Room = BOUNDLESS) -> Job | None:
@@ -131,6 +135,8 @@ def record(session: Session, row: Job, events: list[dict[str, Any]]) -> None:
                 _progress(row, total_steps=fields["total_steps"])
                 text = "{rows} rows, {tokens} tokens of which {loss_tokens} carry loss, {total_steps} steps."
                 add_event(session, row, "progress", text.format(**fields), **fields)
+            case "preflight":
+                add_event(session, row, "preflight", _preflight_told(fields), **fields)
             case "step":
                 steps.append({key: fields[key] for key in MEASURED if key in fields})
                 before, total = (row.progress or {}).get("step", 0), (row.progress or {}).get("total_steps") or 1
@@ -159,6 +165,10 @@ def record(session: Session, row: Job, events: list[dict[str, Any]]) -> None:
                     metric = session.get(Metric, (row.id, fields["step"]))
                     if metric:
                         metric.data = metric.data | found
+                    # Of a run that was killed between the two the checkpoint may be there first.
+                    unknown = (Checkpoint.step == fields["step"], Checkpoint.validation_loss.is_(None))
+                    saved = update(Checkpoint).where(Checkpoint.job_id == row.id, *unknown)
+                    session.execute(saved.values(validation_loss=fields["loss"]))
                 add_event(
                     session,
                     row,
@@ -166,6 +176,13 @@ def record(session: Session, row: Job, events: list[dict[str, Any]]) -> None:
                     f"Validation loss {fields['loss']:.4f} after step {fields['step']}.",
                     **fields,
                 )
+            case "stopped_early":
+                text = "Ended at step {step}: {validations} validations in a row had no lower loss. The lowest, {loss:.4f}, is "
+                text += "that of step {best_step}."
+                add_event(session, row, "stopped_early", text.format(**fields), **fields)
+            case "scorecard":
+                row.scorecard = fields
+                add_event(session, row, "scorecard", sentence(fields), **fields)
             case "warning":
                 add_event(session, row, "warning", fields["message"])
     if steps:
@@ -178,6 +195,16 @@ def record(session: Session, row: Job, events: list[dict[str, Any]]) -> None:
             for step in steps
         ]
         session.execute(insert(Metric), rows)
+
+
+def _preflight_told(fields: dict[str, Any]) -> str:
+    """What the trainer found out before its first step, in words."""
+    found = []
+    if fields["estimated_memory_bytes"] is not None:
+        found.append(f"A step should need about {fields['estimated_memory_bytes'] / 2**30:.1f} GiB.")
+    if fields["peak_memory_bytes"] is not None:
+        found.append(f"The longest rows fit: {fields['peak_memory_bytes'] / 2**30:.1f} GiB at the peak.")
+    return " ".join(found) or "How much memory a step needs is not known."
 
 
 def _start(session: Session, row: Job, fields: dict[str, Any]) -> None:

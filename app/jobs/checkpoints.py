@@ -35,10 +35,11 @@ def storage_key(job: Job, step: int) -> str:
     return f"checkpoints/{job.id}/{job.attempt}-{step}"
 
 
-def add(session: Session, row: Job, step: int, size: int) -> list[str]:
+def add(session: Session, row: Job, step: int, size: int, validation_loss: float | None = None) -> list[str]:
     """Inserts the row of a checkpoint that is stored, in the transaction that holds the job's. Returns the keys of those
     that are kept no longer, for `drop` after the commit."""
     checkpoint = Checkpoint(id=new_id("ckpt"), job_id=row.id, attempt=row.attempt, step=step, bytes=size)
+    checkpoint.validation_loss = validation_loss
     checkpoint.key = storage_key(row, step)
     session.add(checkpoint)
     add_event(session, row, "checkpoint", f"Checkpoint of step {step}.", step=step, checkpoint=checkpoint.id)
@@ -47,10 +48,14 @@ def add(session: Session, row: Job, step: int, size: int) -> list[str]:
 
 
 def _forget_surplus(session: Session, row: Job) -> list[str]:
-    """Removes the rows of checkpoints beyond those that the held job keeps, unless they are models; returns their keys."""
+    """Removes the rows of checkpoints beyond the newest and the best, which the held job keeps, unless they are models; returns
+    their keys."""
     used = models_of(session, row.id)
     kept = JobSpec.model_validate(row.spec).hyperparameters.keep_checkpoints
-    surplus = [each for each in newest_first(session, row.id)[kept:] if each.key not in used]
+    found = newest_first(session, row.id)
+    losses = [each.validation_loss for each in found if each.validation_loss is not None]
+    best = next((each for each in reversed(found) if losses and each.validation_loss == min(losses)), None)
+    surplus = [each for each in found[kept:] if each.key not in used and each is not best]
     for each in surplus:
         session.delete(each)
     return [each.key for each in surplus]
@@ -107,16 +112,21 @@ def _adopt(session: Session, model: Model) -> None:
     checkpoint = session.scalars(query).first()
     if checkpoint is None:
         raise _not_found(id)
-    if model.chat_template is not None:
-        raise InvalidValue(
-            "A checkpoint is served with the chat template that it was trained with.",
-            param="chat_template",
-            hint="Leave chat_template out.",
-        )
+    for param in ("chat_template", "template_arguments"):
+        if getattr(model, param):
+            raise InvalidValue(
+                "A checkpoint is served with the chat template that it was trained with, and its arguments.",
+                param=param,
+                hint=f"Leave {param} out.",
+            )
     try:  # before anything is held
         manifest = read_manifest(checkpoint.key)
-        _require_adapter(id, JobSpec.model_validate(manifest["spec"]))
-        template = storage.fetch_folder(f"{checkpoint.key}/adapter/chat_template.jinja").read_text(encoding="utf-8")
+        spec = JobSpec.model_validate(manifest["spec"])
+        _require_adapter(id, spec)
+        written = storage.fetch_folder(f"{checkpoint.key}/adapter") / "chat_template.jinja"
+        template = (
+            written.read_text(encoding="utf-8") if written.is_file() else None
+        )  # what was pretrained may have none
     except FileNotFoundError:
         raise InvalidValue(
             f"The checkpoint {id} has no files that can be served.",
@@ -139,7 +149,11 @@ def _adopt(session: Session, model: Model) -> None:
         )
     model.kind, model.status, model.job_id = "adapter", "ready", checkpoint.job_id
     model.base_model, model.chat_template, model.location = base, template, f"{checkpoint.key}/adapter"
-    told = {"stop_token_ids": manifest["stop_token_ids"], "stored_bytes": checkpoint.bytes}
+    told = {
+        "stop_token_ids": manifest["stop_token_ids"],
+        "template_arguments": spec.template_arguments or {},
+        "stored_bytes": checkpoint.bytes,
+    }
     model.facts = base.facts | told
 
 

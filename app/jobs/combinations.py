@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from app.jobs.hyperparameters import StageName
-from app.jobs.methods import Full, Lora, Method, Qlora
+from app.jobs.methods import Lora, Method, Mod, Qlora, Whole
 
 Mode = Literal["adapter", "merged", "none"]
 
@@ -23,7 +23,14 @@ STAGES: dict[StageName, StageRules] = {
     "dpo": StageRules("preference"),
     "kto": StageRules("labels"),
     "rm": StageRules("preference", makes="reward model"),
+    "rl": StageRules("prompts"),
 }
+
+
+# What Mixture-of-Depths goes with: stages that compare with nothing that the model was before it got routers, and the families
+# (`model_type`) that it was shown to work on.
+MOD_STAGES = ("sft", "pt")
+MOD_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 class Served(NamedTuple):
@@ -40,8 +47,11 @@ def served(stage: StageName, method: Method) -> Served:
     if STAGES[stage].makes == "reward model":
         reason = "A reward model's scores come from its whole weights, which the embedded engine loads."
         return Served("merged", reason, "Leave deploy.mode out.")
+    if isinstance(method, Mod):
+        reason = "vLLM does not know Mixture-of-Depths: the embedded engine serves the outcome, as weights of its own."
+        return Served("merged", reason, "Leave deploy.mode out, or use method.type 'lora'.")
     if not isinstance(method, Lora | Qlora):
-        kind = "All weights" if isinstance(method, Full) else "Whole layers"
+        kind = "All weights" if isinstance(method, Whole) else "Whole layers"
         reason = f"{kind} are trained, so there is no adapter: the outcome is served as weights of its own."
         return Served("merged", reason, "Leave deploy.mode out, or use method.type 'lora'.")
     if method.variant == "dora":

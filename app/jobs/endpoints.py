@@ -6,9 +6,10 @@ from typing import Annotated
 
 import anyio.to_thread
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 
-from app.jobs import logs, service, streaming, verbs
+from app.jobs import logs, planning, service, streaming, verbs
+from app.jobs.plan_schemas import PlanOut
 from app.jobs.schemas import (
     CheckpointOut,
     EventOut,
@@ -38,8 +39,20 @@ def _out(*jobs: Job) -> list[JobOut]:
     return [job_out(job, where.get(job.id)) for job in jobs]
 
 
-@router.post("", status_code=202, summary="Start a job", responses=errors(409, 422))
-def create_job(request: JobCreate, project: ToCreate) -> JobOut:
+@router.post(
+    "",
+    status_code=202,
+    summary="Start a job, or say what it would take",
+    response_model=JobOut,
+    responses={200: {"model": PlanOut, "description": "With dry_run."}, **errors(409, 422, 503)},
+)
+def create_job(
+    request: JobCreate,
+    project: ToCreate,
+    dry_run: Annotated[bool, Query(description="Estimates memory, tokens, steps and time; starts nothing.")] = False,
+) -> Response | JobOut:
+    if dry_run:
+        return JSONResponse(planning.plan(project, request).model_dump(mode="json"))
     return _out(service.create(project, request))[0]
 
 

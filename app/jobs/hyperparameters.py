@@ -6,13 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from app.jobs.rewards import ExactMatch, Reward, Rewards
 from app.kit.wire import Strict
 
-StageName = Literal["sft", "pt", "dpo", "kto", "rm"]
+StageName = Literal["sft", "pt", "dpo", "kto", "rm", "rl"]
 
 
 class Hyperparameters(Strict):
-    """What every stage has. `batch_size` counts rows per optimiser step."""
+    """What every stage has."""
 
     epochs: Annotated[float, Field(gt=0, le=1000)] | Literal["auto"] = Field(
         "auto", description="Passes over the rows. auto: three, fewer for many rows."
@@ -21,7 +22,7 @@ class Hyperparameters(Strict):
     learning_rate: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
         "auto", description="The highest one. auto: by the model's hidden size, the stage and the method."
     )
-    batch_size: int = Field(16, ge=1, le=4096, description="Rows of an optimiser step.")
+    batch_size: int = Field(16, ge=1, le=4096, description="Rows of an optimiser step; of `rl`, answers.")
     max_length: int = Field(2048, ge=8, le=1_048_576, description="Tokens of a row; what is longer is cut.")
     warmup_ratio: float = Field(0.1, ge=0, le=1, description="Share of the steps over which the rate rises.")
     scheduler: Literal["cosine", "linear", "constant"] = Field("cosine", description="How the rate falls after that.")
@@ -38,7 +39,14 @@ class Hyperparameters(Strict):
     )
     keep_checkpoints: int = Field(2, ge=1, le=1000, description="So many of the newest are kept.")
     deterministic: bool = Field(False, description="On a GPU: only operations that give the same bits each time.")
-    seed: int = Field(42, ge=0, le=2**32 - 1, description="Of the order of rows, first weights and dropout.")
+    seed: int = Field(
+        42, ge=0, le=2**32 - 1, description="Of the order of rows, first weights, dropout and what `rl` draws."
+    )
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of an optimiser step."""
+        return self.batch_size
 
 
 class Supervised(Hyperparameters):
@@ -73,10 +81,36 @@ class Kto(Hyperparameters):
     undesirable_weight: float = Field(1.0, gt=0, le=1000, description="Weight of the answers that are bad.")
 
 
+class Reinforcement(Hyperparameters):
+    """Of `rl`. `batch_size` counts answers, `group_size` of them to each prompt."""
+
+    algorithm: Literal["grpo", "rloo"] = Field("grpo", description="How rewards become what is learned.")
+    reward: Rewards = Field(
+        default_factory=lambda: list[Reward]([ExactMatch(type="exact_match")]),
+        description="What answers are rewarded for, the sum of all.",
+    )
+    group_size: int = Field(
+        8, ge=2, le=1024, description="Answers to each prompt; lowered to what batch_size can be divided by."
+    )
+    max_new_tokens: int = Field(256, ge=1, le=1_048_576, description="Tokens of an answer at most.")
+    temperature: float = Field(1.0, ge=0.01, le=10, description="At which answers are drawn.")
+    beta: float = Field(0.0, ge=0, le=1000, description="How much staying as it was counts against the rewards.")
+
+    @property
+    def rows_per_step(self) -> int:
+        """Prompts of an optimiser step."""
+        return self.batch_size // self.group_size
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens that a prompt may have."""
+        return self.max_length - self.max_new_tokens
+
+
 # Of `rm`: what every stage has.
-AnyHyperparameters = Supervised | Pretraining | Preference | Kto | Hyperparameters
+AnyHyperparameters = Supervised | Pretraining | Preference | Kto | Reinforcement | Hyperparameters
 HYPERPARAMETERS: dict[StageName, type[Hyperparameters]] = {
-    "sft": Supervised, "pt": Pretraining, "dpo": Preference, "kto": Kto, "rm": Hyperparameters
+    "sft": Supervised, "pt": Pretraining, "dpo": Preference, "kto": Kto, "rm": Hyperparameters, "rl": Reinforcement
 }  # fmt: skip
 
 
@@ -91,8 +125,8 @@ def auto_epochs(rows: int) -> float:
 
 # Against supervised LoRA. A tenth for all weights: Schulman et al., as below. A tenth where the model is to stay near to what
 # it was: the defaults of TRL and of LLaMA-Factory's examples are a tenth to a twentieth of those for `sft`.
-_OF_METHOD = {"full": 0.1, "freeze": 0.1}
-_OF_STAGE = {"dpo": 0.1, "kto": 0.1}
+_OF_METHOD = {"full": 0.1, "freeze": 0.1, "galore": 0.1, "apollo": 0.1, "mod": 0.1}
+_OF_STAGE = {"dpo": 0.1, "kto": 0.1, "rl": 0.1}
 
 
 def auto_learning_rate(hidden_size: int, stage: str, method: str) -> float:

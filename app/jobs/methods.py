@@ -71,5 +71,40 @@ class Freeze(Strict):
     layers: int = Field(2, ge=1, le=1000, description="So many of the last layers are trained.")
 
 
-Method = Lora | Qlora | Full | Freeze
-METHODS: dict[str, type[Method]] = {"lora": Lora, "qlora": Qlora, "full": Full, "freeze": Freeze}
+class _LowRank(Strict):
+    """All weights are trained, in fp32; of the linear layers the optimiser keeps what a projection leaves of their gradients."""
+
+    rank: int = Field(16, ge=1, le=8192, description="Rank to which gradients are projected.")
+    update_interval: int = Field(200, ge=1, le=10_000_000, description="Steps between one projection and the next.")
+
+
+class Galore(_LowRank):
+    """GaLore (Zhao et al., 2024): AdamW in the principal subspace of a weight's gradients."""
+
+    type: Literal["galore"] = Field("galore", description="The method.")
+    scale: float = Field(2.0, gt=0, le=65536, description="Its linear layers' steps are so many times AdamW's.")
+
+
+class Apollo(_LowRank):
+    """APOLLO (Zhu et al., 2024): gradients, scaled channel by channel as AdamW scales a random projection of them."""
+
+    type: Literal["apollo"] = Field("apollo", description="The method.")
+    scale: float = Field(32.0, gt=0, le=65536, description="The linear layers' steps are multiplied by its root.")
+
+
+class Mod(Strict):
+    """Mixture-of-Depths (Raposo et al., 2024): all weights are trained, in fp32, and routers, which in every second block pick
+    the tokens that it processes."""
+
+    type: Literal["mod"] = Field("mod", description="The method.")
+    capacity: float = Field(
+        0.125, gt=0, le=1, description="Share of a text's tokens that such a block processes while it trains."
+    )
+
+
+# All of the model's weights are trained.
+Whole = Full | Galore | Apollo | Mod
+Method = Lora | Qlora | Full | Freeze | Galore | Apollo | Mod
+METHODS: dict[str, type[Method]] = {
+    "lora": Lora, "qlora": Qlora, "full": Full, "freeze": Freeze, "galore": Galore, "apollo": Apollo, "mod": Mod,
+}  # fmt: skip

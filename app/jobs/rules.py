@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.datasets.tables import Dataset
-from app.jobs.combinations import STAGES, served
+from app.jobs.combinations import MOD_FAMILIES, MOD_STAGES, STAGES, served
 from app.jobs.hyperparameters import Pretraining
-from app.jobs.methods import METHODS, Full, Lora, Qlora
+from app.jobs.methods import METHODS, Lora, Mod, Qlora, Whole
 from app.jobs.spec import JobSpec
 from app.kit.errors import InvalidValue
 from app.models.bases import read_manifest
+from app.models.chat_templates import require_end, text_of
 from app.models.tables import Model
 from app.settings import get_settings
 
@@ -38,6 +39,13 @@ def _base_can_be_built_on(spec: JobSpec, base: Model, dataset: Dataset) -> None:
             f"'{base.name}' is a reward model: it scores answers and writes none.",
             param="base_model",
             hint="Train on the model that it was made from.",
+        )
+    if base.facts.get("mixture_of_depths"):
+        raise InvalidValue(
+            f"'{base.name}' is a Mixture-of-Depths model, which cannot be trained further.",
+            param="base_model",
+            code="unsupported",
+            hint="Train on the model that it was made from, on all rows.",
         )
 
 
@@ -79,22 +87,36 @@ def _go_on(spec: JobSpec, base: Model, dataset: Dataset) -> None:
 
 
 def _has_template(spec: JobSpec, base: Model, dataset: Dataset) -> None:
-    if base.chat_template is None and STAGES[spec.stage].rows != "text":
+    """Writes out the template that a name stands for, and what templates are handed."""
+    renders = STAGES[spec.stage].rows != "text"
+    for param in ("chat_template", "template_arguments"):
+        if not renders and getattr(spec, param) is not None:
+            raise InvalidValue(
+                f"Stage '{spec.stage}' renders no conversations: nothing of a chat template would be learned.",
+                param=param,
+                hint=f"Leave {param} out, and give it to the job that trains on conversations.",
+            )
+    if spec.chat_template is not None:
+        spec.chat_template = text_of(spec.chat_template)
+        require_end(spec.chat_template, base.facts.get("templates"), base.name)
+    elif renders and base.chat_template is None:
         raise InvalidValue(
             f"The base model '{base.name}' has no chat template, so {dataset.kind} rows cannot be rendered for it.",
             param="base_model",
-            hint="Register it with POST /models and a 'chat_template'.",
+            hint="Give the job a 'chat_template': its text, or a name such as 'chatml'.",
         )
+    if spec.template_arguments is None:
+        spec.template_arguments = base.template_arguments
 
 
 def _random_weights_are_all_trained(spec: JobSpec, base: Model, dataset: Dataset) -> None:
     parameters = spec.hyperparameters
     random = isinstance(parameters, Pretraining) and parameters.initial_weights == "random"
-    if random and not isinstance(spec.method, Full):
+    if random and not isinstance(spec.method, Whole):
         raise InvalidValue(
             f"From random weights all of them are learned, and method '{spec.method.type}' leaves most as they are.",
             param="method.type",
-            hint="Use method.type 'full'.",
+            hint="Use method.type 'full', 'galore', 'apollo' or 'mod'.",
         )
 
 
@@ -105,7 +127,27 @@ def _rewards_on_whole_weights(spec: JobSpec, base: Model, dataset: Dataset) -> N
             "otherwise.",
             param="method.type",
             code="unsupported",
-            hint="Use 'lora', 'full' or 'freeze'.",
+            hint="Use 'lora', 'full', 'galore', 'apollo' or 'freeze'.",
+        )
+
+
+def _mod_is_known_to_work(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    if not isinstance(spec.method, Mod):
+        return
+    family = base.facts.get("model_type")
+    if family not in MOD_FAMILIES or base.facts.get("own_code"):
+        raise InvalidValue(
+            f"Mixture-of-Depths was not shown to work on a model like '{base.name}' ({family}).",
+            param="method.type",
+            code="unsupported",
+            hint=f"Use another method, or a model of one of these types without code of its own: {', '.join(MOD_FAMILIES)}.",
+        )
+    if spec.stage not in MOD_STAGES:
+        raise InvalidValue(
+            f"Stage '{spec.stage}' learns from what the model says already, and with routers it says something else.",
+            param="method.type",
+            code="unsupported",
+            hint=f"Use 'mod' with stage {' or '.join(MOD_STAGES)}, or another method.",
         )
 
 
@@ -175,6 +217,7 @@ RULES: tuple[Callable[[JobSpec, Model, Dataset], None], ...] = (
     _has_template,
     _random_weights_are_all_trained,
     _rewards_on_whole_weights,
+    _mod_is_known_to_work,
     _is_served,
     _rank_is_served,
     _targets_exist,

@@ -9,9 +9,10 @@ from pydantic import BaseModel, Field
 
 from app.jobs.combinations import why_so
 from app.jobs.hyperparameters import StageName
-from app.jobs.spec import AnyMethod, Check, Deploy, JobSpec, OfStage, Resources, Validation
+from app.jobs.spec import AnyMethod, Check, Deploy, JobSpec, OfStage, Replay, Resources, Validation
 from app.jobs.tables import Checkpoint, Event, Job, Log, Status
 from app.kit.wire import Failure, Metadata, Name, Reference
+from app.models.chat_templates import TemplateArguments
 from app.models.tables import Model
 
 
@@ -40,7 +41,7 @@ class JobCreate(JobSpec):
 class Progress(BaseModel):
     """How far a running job is. `phase` is what it does now."""
 
-    phase: Literal["loading", "measuring", "training", "merging", "deploying"]
+    phase: Literal["loading", "measuring", "preflight", "training", "merging", "deploying"]
     step: int = 0
     total_steps: int | None = None
     epoch: float = 0.0
@@ -72,6 +73,29 @@ class AttemptOut(BaseModel):
     reason: str | None
 
 
+class ScorecardSide(BaseModel):
+    """What one of both models made of the rows. Null: not measured of such a job."""
+
+    loss: float | None = Field(description="On held-out rows, as the stage counts it.")
+    accuracy: float | None = Field(description="Share of the answers that are exactly the held-out ones.")
+    reward_accuracy: float | None = Field(
+        description="Of reward models: share of the pairs that is the right way round."
+    )
+    stop_rate: float | None = Field(description="Share of the answers that end by themselves.")
+    repetition_rate: float | None = Field(description="Share of the answers that repeat themselves.")
+    text_loss: float | None = Field(description="Mean loss a token on general text.")
+
+
+class ScorecardOut(BaseModel):
+    """Base beside fine-tune, on the same rows."""
+
+    base: ScorecardSide
+    tuned: ScorecardSide
+    rows: int = Field(description="Held-out rows that the loss is of.")
+    prompts: int = Field(description="Prompts that were answered.")
+    new_tokens: int | None = Field(description="Tokens that an answer had at most.")
+
+
 class DeployOut(Deploy):
     """How the outcome is served, and why so."""
 
@@ -90,7 +114,10 @@ class JobOut(BaseModel):
     stage: StageName
     method: AnyMethod
     hyperparameters: OfStage
+    chat_template: str | None = Field(description="Its text; null: the base model's.")
+    template_arguments: TemplateArguments
     validation: Validation | None
+    replay: Replay | None
     check: Check
     deploy: DeployOut
     priority: int
@@ -99,6 +126,7 @@ class JobOut(BaseModel):
     queue: QueueOut | None = Field(description="Null unless it is queued.")
     progress: Progress | None
     attempts: list[AttemptOut]
+    scorecard: ScorecardOut | None = Field(description="Null until training has ended.")
     cancel_requested: bool
     pause_requested: bool
     error: Failure | None
@@ -144,8 +172,13 @@ class MetricOut(BaseModel):
         None, description="Of preferences and labels: the share that is the right way round."
     )
     reward_margin: float | None = Field(None, description="By how much the chosen answers are ahead, on average.")
-    kl: float | None = Field(None, description="Of `kto`: how far the model has come from what it was, in nats.")
+    kl: float | None = Field(
+        None, description="Of `kto`, and `rl` with beta: how far the model has come from what it was, in nats."
+    )
+    reward: float | None = Field(None, description="Of `rl`: what an answer was rewarded with, on average.")
+    answer_tokens: float | None = Field(None, description="Of `rl`: how long an answer was, on average.")
     validation_reward_accuracy: float | None = None
+    validation_reward: float | None = None
 
 
 class CheckpointOut(BaseModel):
@@ -156,6 +189,7 @@ class CheckpointOut(BaseModel):
     attempt: int = Field(description="The attempt that made it.")
     step: int = Field(description="The optimiser step that it follows.")
     bytes: int
+    validation_loss: float | None = Field(description="After that step; null where it was not validated.")
     models: list[Reference] = Field(description="Those that are made of it; while there is one, it is kept.")
     created_at: datetime
 
@@ -174,7 +208,10 @@ def job_out(job: Job, queue: QueueOut | None) -> JobOut:
         stage=spec.stage,
         method=spec.method,
         hyperparameters=spec.hyperparameters,
+        chat_template=spec.chat_template,
+        template_arguments=spec.template_arguments or {},
         validation=spec.validation,
+        replay=spec.replay,
         check=spec.check,
         deploy=DeployOut(mode=mode, reason=why_so(spec.stage, spec.method, mode)),
         priority=job.priority,
@@ -183,6 +220,7 @@ def job_out(job: Job, queue: QueueOut | None) -> JobOut:
         queue=queue,
         progress=Progress(**job.progress) if job.progress else None,
         attempts=[AttemptOut.model_validate(attempt, from_attributes=True) for attempt in job.attempts],
+        scorecard=ScorecardOut(**job.scorecard) if job.scorecard else None,
         cancel_requested=job.cancel_requested,
         pause_requested=job.pause_requested,
         error=Failure(**job.error) if job.error else None,
@@ -213,6 +251,7 @@ def checkpoint_out(checkpoint: Checkpoint, models: list[Model]) -> CheckpointOut
         attempt=checkpoint.attempt,
         step=checkpoint.step,
         bytes=checkpoint.bytes,
+        validation_loss=checkpoint.validation_loss,
         models=[Reference(id=model.id, name=model.name) for model in models],
         created_at=checkpoint.created_at,
     )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import String, cast, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.datasets.tables import Dataset
-from app.jobs import attempts, checkpoints
+from app.jobs import attempts, checkpoints, reward_models
 from app.jobs.announcing import announce
-from app.jobs.hyperparameters import auto_epochs, auto_learning_rate
+from app.jobs.hyperparameters import Reinforcement, auto_epochs, auto_learning_rate
 from app.jobs.lifecycle import ENDED, LIVE, add_event
 from app.jobs.rules import RULES, require_rows
 from app.jobs.schemas import JobCreate, job_out
@@ -36,8 +36,9 @@ from app.projects.idempotency import creating, remember
 from app.projects.limits import lock_project, project_limits
 
 
-def create(project_id: str, request: JobCreate) -> Job:
-    """Accepts a job, with every default resolved. What cannot work is refused here, with the field named."""
+def create(project_id: str, request: JobCreate, *, dry_run: bool = False) -> Job:
+    """Accepts a job, with every default resolved. What cannot work is refused here, with the field named. Of a dry run nothing
+    is kept: the job is as it would have been."""
     spec = request.spec()
     with creating() as session:
         require_room(session, project_id)
@@ -46,6 +47,9 @@ def create(project_id: str, request: JobCreate) -> Job:
         validation = spec.validation.dataset if spec.validation else None
         if validation:
             _dataset(session, project_id, spec, validation, "validation.dataset")
+        if spec.replay:
+            _dataset(session, project_id, spec, spec.replay.dataset, "replay.dataset")
+        reward_models.hold(session, project_id, spec)
         _one_gpu(request)
         for rule in RULES:
             rule(spec, base, dataset)
@@ -59,6 +63,7 @@ def create(project_id: str, request: JobCreate) -> Job:
             base_model_name=base.name,
             dataset_id=dataset.id,
             validation_dataset_id=validation,
+            replay_dataset_id=spec.replay.dataset if spec.replay else None,
             key_id=actor().key_id,
             priority=request.priority,
             gpus=None if request.resources.gpus == "auto" else request.resources.gpus,
@@ -71,6 +76,10 @@ def create(project_id: str, request: JobCreate) -> Job:
         job.name = request.name or f"{base.name[:55]}-{job.id[-8:]}"
         _claim_name(session, job)
         add_event(session, job, "created", f"Accepted: {spec.stage} of '{base.name}' on {dataset.rows} rows.")
+        if dry_run:
+            session.expunge_all()
+            session.rollback()
+            return job
         announce(session, job, "created")
         record(session, "job.create", job.id, name=job.name)
         remember(session, 202, job_out(job, places(session, [job])[job.id]))
@@ -121,14 +130,38 @@ def _dataset(session: Session, project_id: str, spec: JobSpec, id: str, param: s
 def _resolve(request: JobCreate, spec: JobSpec, base: Model, dataset: Dataset) -> None:
     """Writes out the defaults that depend on the base model or the rows."""
     parameters = spec.hyperparameters
+    if "max_length" not in request.hyperparameters.model_fields_set and base.facts.get("max_length"):
+        parameters.max_length = min(parameters.max_length, base.facts["max_length"])
     if parameters.epochs == "auto":
         parameters.epochs = auto_epochs(dataset.rows)
     if parameters.learning_rate == "auto":
         parameters.learning_rate = auto_learning_rate(base.facts["hidden_size"], spec.stage, spec.method.type)
+    if isinstance(parameters, Reinforcement):
+        _fit(parameters, request.hyperparameters.model_fields_set)
     if spec.validation and spec.validation.fraction and spec.validation.seed is None:
         spec.validation.seed = parameters.seed
-    if "max_length" not in request.hyperparameters.model_fields_set and base.facts.get("max_length"):
-        parameters.max_length = min(parameters.max_length, base.facts["max_length"])
+
+
+def _fit(parameters: Reinforcement, asked: set[str]) -> None:
+    """Writes out how many answers there are to a prompt, and how long they may be. Raises `InvalidValue`."""
+    sizes = [size for size in range(2, parameters.group_size + 1) if parameters.batch_size % size == 0]
+    if not sizes:
+        raise InvalidValue(
+            f"A batch_size of {parameters.batch_size} answers cannot be divided into groups of 2 to "
+            f"{parameters.group_size} (group_size): answers to the same prompt are compared.",
+            param="hyperparameters.batch_size",
+            hint="Use a multiple of hyperparameters.group_size.",
+        )
+    parameters.group_size = max(sizes)
+    if "max_new_tokens" not in asked:
+        parameters.max_new_tokens = min(parameters.max_new_tokens, parameters.max_length // 2)
+    if parameters.prompt_length < 1:
+        raise InvalidValue(
+            f"max_new_tokens ({parameters.max_new_tokens}) leaves no room for a prompt within max_length "
+            f"({parameters.max_length}).",
+            param="hyperparameters.max_new_tokens",
+            hint="max_length counts the prompt and its answer.",
+        )
 
 
 def _claim_name(session: Session, job: Job) -> None:
@@ -203,7 +236,8 @@ def metrics(project_id: str, id: str, after: int, limit: int) -> tuple[list[dict
 
 def _job_using(*columns: Any) -> references.Check:
     def check(session: Session, id: str, project_id: str) -> str | None:
-        uses = or_(*(column == id for column in columns))
+        # A spec names what it has no column for: a reward model.
+        uses = or_(*(column == id for column in columns), cast(Job.spec, String).contains(f'"{id}"'))
         user = session.scalars(select(Job).where(in_state(Job, *LIVE), uses).limit(1)).first()
         if user is None:
             return None
@@ -239,5 +273,5 @@ def _end_all(session: Session, project_id: str) -> Callable[[], None]:
 
 removal.register(_end_all)
 references.register("model name", _job_named)
-references.register("dataset", _job_using(Job.dataset_id, Job.validation_dataset_id))
+references.register("dataset", _job_using(Job.dataset_id, Job.validation_dataset_id, Job.replay_dataset_id))
 references.register("model", _job_using(Job.base_model_id, Job.model_id))

@@ -4,31 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    ValidationError,
-    ValidationInfo,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    model_validator,
-)
-from pydantic_core import InitErrorDetails
+from pydantic import Field, ValidationInfo, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from app.jobs.hyperparameters import HYPERPARAMETERS, AnyHyperparameters, Hyperparameters, StageName
 from app.jobs.methods import METHODS, Lora, Method
-from app.kit.wire import Strict
-
-
-def _of_type(value: object, _: ValidatorFunctionWrapHandler) -> Method:
-    """`method` by its `type`, which need not be given for LoRA. As a union's, its errors would name every type."""
-    if isinstance(value, Method):
-        return value
-    type = value.get("type", "lora") if isinstance(value, dict) else "lora"
-    if not isinstance(type, str) or type not in METHODS:
-        known = " or ".join(f"'{name}'" for name in METHODS)
-        wrong = InitErrorDetails(type="literal_error", loc=("type",), input=type, ctx={"expected": known})
-        raise ValidationError.from_exception_data("method", [wrong])
-    return METHODS[type].model_validate(value)
+from app.kit.wire import Strict, by_type
+from app.models.chat_templates import MAX_TEXT, TemplateArguments
 
 
 def _of_stage(value: object, _: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Hyperparameters:
@@ -37,18 +18,29 @@ def _of_stage(value: object, _: ValidatorFunctionWrapHandler, info: ValidationIn
     return own.model_validate(value)
 
 
-AnyMethod = Annotated[Method, WrapValidator(_of_type)]
+AnyMethod = Annotated[Method, WrapValidator(by_type(METHODS, "lora"))]
 OfStage = Annotated[AnyHyperparameters, WrapValidator(_of_stage)]
 
 
 class Validation(Strict):
-    """Held-out rows: a dataset of their own, or a share of the training rows chosen by the seed (None: the job's)."""
+    """Held-out rows: a dataset of their own, or a share of the training rows chosen by the seed (None: the job's); when they are
+    looked at, and what follows from it."""
 
     dataset: str | None = Field(None, description="Id of a dataset.")
     fraction: float | None = Field(
         None, gt=0, le=0.5, description="Share of the rows that is held out.", examples=[0.1]
     )
     seed: int | None = Field(None, ge=0, le=2**32 - 1, description="Of the choice of rows. Default: the job's.")
+    every: Annotated[int, Field(ge=1, le=10_000_000)] | Literal["epoch"] = Field(
+        "epoch", description="Steps between validations, or each epoch's end; the last step is validated too."
+    )
+    patience: int | None = Field(
+        None, ge=1, le=1000, description="Training ends after so many validations in a row without a lower loss."
+    )
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="What the outcome is: the last step, or the one of the lowest loss. Default with patience: best.",
+    )
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Validation:
@@ -56,7 +48,18 @@ class Validation(Strict):
             raise ValueError("give either 'dataset' or 'fraction'")
         if self.seed is not None and self.fraction is None:
             raise ValueError("'seed' goes with 'fraction'")
+        if self.patience is not None and "keep" not in self.model_fields_set:
+            self.keep = "best"
         return self
+
+
+class Replay(Strict):
+    """General rows that are mixed in, so that what the model knew before is not forgotten."""
+
+    dataset: str = Field(
+        min_length=1, max_length=64, description="Id of a dataset.", examples=["ds_01k0000000000000000000000"]
+    )
+    fraction: float = Field(0.1, gt=0, le=0.9, description="Share of the rows trained on that comes from it.")
 
 
 class Deploy(Strict):
@@ -68,9 +71,11 @@ class Deploy(Strict):
 
 
 class Check(Strict):
-    """What the job's data must satisfy when it starts: which share of the rows may lose an answer's end-of-turn token."""
+    """What the job's data must satisfy when it starts: which share of the rows may lose an answer's end-of-turn token; and
+    whether its outcome is compared with what it began with."""
 
     max_cut_share: float = Field(0.2, ge=0, le=1, description="Most rows that may lose their end, as a share.")
+    scorecard: bool = Field(True, description="Whether base and fine-tune are compared on the same rows.")
 
 
 class Resources(Strict):
@@ -93,15 +98,36 @@ class JobSpec(Strict):
         default_factory=lambda given: HYPERPARAMETERS[given.get("stage", "sft")](),
         description="How they are optimised; each stage has its own.",
     )
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_TEXT,
+        description="Jinja, or the name of a common family's; default: the base model's.",
+    )
+    template_arguments: TemplateArguments | None = Field(
+        None,
+        description="What the template is handed beside a conversation. Default: the base model's.",
+        examples=[{"enable_thinking": False}],
+    )
     validation: Validation | None = Field(None, description="Rows that are not trained on. Default: none.")
-    check: Check = Field(default_factory=Check, description="What the data must satisfy.")
+    replay: Replay | None = Field(None, description="Rows mixed in against forgetting. Default: none.")
+    check: Check = Field(default_factory=Check, description="What the data must satisfy, and what is measured.")
     deploy: Deploy = Field(default_factory=Deploy, description="What becomes of the outcome.")
+
+
+class RewardModel(Strict):
+    """A reward model as the trainer loads it: its folder, chat template and its arguments, and whether its code is to run."""
+
+    folder: str
+    chat_template: str | None
+    template_arguments: dict[str, Any] = Field(default_factory=dict)
+    own_code: bool
 
 
 class TrainerSpec(Strict):
     """The file that `python -m worker.trainer` reads: a resolved `JobSpec` and where things lie on this machine.
 
-    `rows` and `validation_rows` are Parquet files of canonical rows; `threads` is 0 for all cores;
+    `rows`, `validation_rows` and `replay_rows` are Parquet files of canonical rows; `threads` is 0 for all cores;
     `adapter` is the folder of an adapter on the base model that goes on being trained, `resume_from` that of a checkpoint;
     `own_code` says that the base model's code is to run; `gpus` are the ids of the only GPUs that it may use, as CUDA knows
     them, and null where it is nobody's to say.
@@ -117,6 +143,8 @@ class TrainerSpec(Strict):
     resume_from: str | None = None
     rows: str
     validation_rows: str | None = None
+    replay_rows: str | None = None
     threads: int = 0
     gpus: list[str] | None = None
+    reward_models: dict[str, RewardModel] = Field(default_factory=dict, description="By id, those that rewards name.")
     provenance: dict[str, Any] = Field(default_factory=dict, description="Copied into the manifest: names and hashes.")

@@ -53,6 +53,7 @@ class Job(Leased):
     base_model_name: Mapped[str] = mapped_column(String(64))
     dataset_id: Mapped[str] = mapped_column(String(40), index=True)
     validation_dataset_id: Mapped[str | None] = mapped_column(String(40), index=True)
+    replay_dataset_id: Mapped[str | None] = mapped_column(String(40), index=True)
     model_id: Mapped[str | None] = mapped_column(String(40))
     key_id: Mapped[str | None] = mapped_column(String(40))
     cancel_requested: Mapped[bool] = mapped_column(default=False)
@@ -64,6 +65,7 @@ class Job(Leased):
     max_seconds: Mapped[int | None]
     event_count: Mapped[int] = mapped_column(default=0)
     progress: Mapped[dict[str, Any] | None]
+    scorecard: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
@@ -98,7 +100,8 @@ class Attempt(Base):
 
 
 class Checkpoint(Base):
-    """All that a run needs to go on from a step, stored under `key` before its row is inserted."""
+    """All that a run needs to go on from a step, stored under `key` before its row is inserted. `validation_loss`: after that
+    step, where it was validated."""
 
     __tablename__ = "checkpoints"
     __table_args__ = (UniqueConstraint("job_id", "attempt", "step"),)
@@ -109,6 +112,7 @@ class Checkpoint(Base):
     step: Mapped[int]
     key: Mapped[str] = mapped_column(String(200))
     bytes: Mapped[int] = mapped_column(BigInteger)
+    validation_loss: Mapped[float | None]
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
 
 

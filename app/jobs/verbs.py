@@ -89,7 +89,7 @@ def retry(project_id: str, id: str) -> Job:
 
 def _require_parts(session: Session, job: Job) -> None:
     """Holds what the job is made of. Raises `Conflict` where it was deleted, or its name is another model's by now."""
-    datasets = [job.dataset_id, *([job.validation_dataset_id] if job.validation_dataset_id else [])]
+    datasets = [id for id in (job.dataset_id, job.validation_dataset_id, job.replay_dataset_id) if id]
     parts = [(Model, job.base_model_id, "base model"), *((Dataset, id, "dataset") for id in datasets)]
     for table, id, what in parts:
         if session.get(table, id, with_for_update={"of": table}) is None:

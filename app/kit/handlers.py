@@ -91,7 +91,8 @@ def from_validation(problems: list[dict[str, Any]], content_type: str = "applica
 
 def _without_variants(location: list[str]) -> list[str]:
     """A union's location names the variant that was tried (`literal['auto']`); a user did not write that."""
-    return [part for part in location if "[" not in part and part not in ("float", "int", "str", "constrained-float")]
+    variants = ("float", "int", "str", "constrained-float", "constrained-int")
+    return [part for part in location if "[" not in part and part not in variants]
 
 
 def _http_exception(request: Request, error: Exception) -> JSONResponse:

@@ -52,6 +52,12 @@ def weights_folder(model: Model) -> Path:
     return folder
 
 
+def read_config(model: Model) -> dict[str, Any]:
+    """The config.json of the weights that something built on `model` needs. Raises `OSError`, and `ValueError` where it is none."""
+    config: dict[str, Any] = json.loads((weights_folder(model) / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
 def read_manifest(key: str) -> dict[str, Any]:
     """What the trainer wrote about the fine-tune or checkpoint that is stored under `key`. Raises `FileNotFoundError`."""
     manifest: dict[str, Any] = json.loads(storage.fetch_folder(f"{key}/manifest.json").read_text(encoding="utf-8"))

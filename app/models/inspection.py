@@ -7,11 +7,10 @@ import math
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import jinja2
-import jinja2.sandbox
+import msgspec
 from safetensors import SafetensorError, safe_open
 
-from app.kit.errors import InvalidValue
+from app.models.chat_templates import ends_of
 from app.models.folders import bad_source, check_entries
 from app.models.own_code import needs_own_code
 
@@ -31,7 +30,9 @@ def inspect_model(folder: Path) -> tuple[dict[str, Any], str | None]:
     """The facts of the model in `folder` and its chat template (None where it has none).
 
     Facts: `architecture`, `model_type`, `parameters`, `hidden_size`, `max_length` (tokens, or None), `modules` (names of
-    modules with a weight matrix), `bytes` and, only where it is so, `own_code` (it can be loaded with its own code only).
+    modules with a weight matrix), `bytes` and, only where it is so, `own_code` (it can be loaded with its own code only) and
+    `mixture_of_depths` (it has routers: `worker.trainer.depths`); `templates`, where the tokenizer's tokens can be read: which
+    of our chat templates end with one of them (`ends_of`).
     Raises `InvalidValue` on `source` that says what is missing.
     """
     try:
@@ -73,34 +74,16 @@ def _inspect(folder: Path) -> tuple[dict[str, Any], str | None]:
     }
     if needs_own_code(config, _tokenizer_config(folder)):
         facts["own_code"] = True
+    if config.get("mixture_of_depths"):
+        facts["mixture_of_depths"] = True
+    special = _special_tokens(folder, text.get("vocab_size"))
+    if special is not None:
+        facts["templates"] = ends_of(special, _content(_tokenizer_config(folder).get("eos_token")))
     return facts, _chat_template(folder)
 
 
 def _is_size(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST_SIZE
-
-
-def check_chat_template(template: str) -> None:
-    """Raises `InvalidValue` where the text is not a Jinja template that a tokenizer could run."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
-    # transformers adds this pair of tags; to parse, any block will do in their place.
-    plain = template
-    for tag in ("generation", "endgeneration"):
-        for opening in ("{%", "{%-"):
-            for closing in ("%}", "-%}"):
-                plain = plain.replace(f"{opening} {tag} {closing}", "")
-    try:
-        environment.parse(plain)
-    except jinja2.TemplateSyntaxError as error:
-        raise InvalidValue(
-            f"'chat_template' is not a Jinja template: {error.message} (line {error.lineno}).",
-            param="chat_template",
-            hint="Send the text of the template itself, as in a model's chat_template.jinja.",
-        ) from error
-    except RecursionError as error:
-        raise InvalidValue(
-            "'chat_template' is nested too deeply to be read.", param="chat_template", hint="Send a plainer template."
-        ) from error
 
 
 def _weight_shapes(folder: Path) -> dict[str, list[int]]:
@@ -149,6 +132,46 @@ def _chat_template(folder: Path) -> str | None:
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")
     return template if isinstance(template, str) and template else None
+
+
+class _Token(msgspec.Struct):
+    """A token that a tokenizer never splits."""
+
+    id: int
+    content: str
+    special: bool = False
+
+
+class _Tokenizer(msgspec.Struct):
+    """What is read of a tokenizer.json, whose vocabulary may be many megabytes."""
+
+    added_tokens: list[_Token] = []
+
+
+def _special_tokens(folder: Path, vocabulary: object) -> dict[str, int] | None:
+    """The ids of the tokenizer's special tokens, those beyond the model's `vocabulary` left out; None where they cannot be
+    read without the tokenizer itself."""
+    path = folder / "tokenizer.json"
+    if not path.is_file() or path.stat().st_size > MAX_TEXT_BYTES:
+        return None
+    try:
+        tokens = msgspec.json.decode(path.read_bytes(), type=_Tokenizer).added_tokens
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    config = _tokenizer_config(folder)
+    extra = config.get("additional_special_tokens") or []
+    special = {_content(each) for each in (config.get("eos_token"), *(extra if isinstance(extra, list) else []))}
+    return {
+        token.content: token.id
+        for token in tokens
+        if (token.special or token.content in special) and not (_is_size(vocabulary) and token.id >= vocabulary)
+    }
+
+
+def _content(token: object) -> str | None:
+    """The text of a token as configurations have it: by itself, or in an object."""
+    found = token.get("content") if isinstance(token, dict) else token
+    return found if isinstance(found, str) else None
 
 
 def _tokenizer_config(folder: Path) -> dict[str, Any]:

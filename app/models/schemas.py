@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from app.kit.wire import Failure, Metadata, Name, Strict
+from app.models.chat_templates import MAX_TEXT, TemplateArguments
 from app.models.tables import Model
 
 Kind = Literal["base", "adapter", "merged", "reward"]
@@ -26,7 +27,15 @@ class ModelCreate(Strict):
         examples=["modelscope://Qwen/Qwen2.5-7B-Instruct"],
     )
     chat_template: str | None = Field(
-        None, min_length=1, max_length=200_000, description="Jinja; default: the model's own."
+        None,
+        min_length=1,
+        max_length=MAX_TEXT,
+        description="Jinja, or the name of a common family's; default: the model's own.",
+    )
+    template_arguments: TemplateArguments = Field(
+        default_factory=dict,
+        description="What the template is handed beside a conversation.",
+        examples=[{"enable_thinking": False}],
     )
     metadata: Metadata = Field(default_factory=dict)
 
@@ -52,6 +61,7 @@ class ModelOut(BaseModel):
     architecture: str | None
     parameters: int | None
     has_chat_template: bool
+    template_arguments: TemplateArguments
     progress: Download | None
     error: Failure | None
     metadata: Metadata
@@ -71,6 +81,7 @@ def model_out(model: Model) -> ModelOut:
         architecture=model.facts.get("architecture"),
         parameters=model.facts.get("parameters"),
         has_chat_template=model.chat_template is not None,
+        template_arguments=model.template_arguments,
         progress=Download(**model.progress) if model.progress else None,
         error=Failure(**model.error) if model.error else None,
         metadata=model.meta,

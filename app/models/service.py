@@ -18,7 +18,8 @@ from app.kit.ids import new_id
 from app.kit.pagination import Paging, newest_first
 from app.kit.queue import wake
 from app.kit.references import references
-from app.models.inspection import check_chat_template, inspect_model
+from app.models.chat_templates import end_of, require_end, text_of
+from app.models.inspection import inspect_model
 from app.models.own_code import require_allowed
 from app.models.schemas import Kind, ModelCreate, model_out
 from app.models.sources import source_of
@@ -37,8 +38,7 @@ def register(project_id: str, request: ModelCreate) -> Model:
 
     Raises `InvalidValue` where the source cannot be read or the template not parsed, `Conflict` where the name is taken.
     """
-    if request.chat_template is not None:
-        check_chat_template(request.chat_template)
+    given = {"template_arguments": request.template_arguments} if request.template_arguments else {}
     model = Model(
         id=new_id("model"),
         project_id=project_id,
@@ -46,7 +46,8 @@ def register(project_id: str, request: ModelCreate) -> Model:
         kind="base",
         source=request.source,
         base_model=None,
-        chat_template=request.chat_template,
+        chat_template=text_of(request.chat_template) if request.chat_template is not None else None,
+        facts=given,
         meta=request.metadata,
     )
     kept = source_of(model)
@@ -57,7 +58,7 @@ def register(project_id: str, request: ModelCreate) -> Model:
                 param="source",
                 hint="Give a directory, modelscope://owner/name[@revision], hf://owner/name[@revision] or checkpoint://id.",
             )
-        model.status, model.facts = "downloading", {}
+        model.status = "downloading"
     elif kept is None:
         read_directory(model, Path(request.source))
     try:
@@ -90,8 +91,15 @@ def read_directory(model: Model, folder: Path) -> None:
     facts, template = inspect_model(folder)
     if facts.get("own_code"):
         require_allowed(model.source, str(folder))
-    model.facts, model.location, model.status = facts, str(folder.resolve()), "ready"
+    if model.chat_template is not None:
+        require_end(model.chat_template, facts.get("templates"), model.name)
     model.chat_template = model.chat_template or template
+    end = end_of(model.chat_template, facts.get("templates"))
+    if end is not None:  # the model's own configuration need not know it
+        facts["stop_token_ids"] = [end]
+    if model.template_arguments:
+        facts["template_arguments"] = model.template_arguments
+    model.facts, model.location, model.status = facts, str(folder.resolve()), "ready"
     model.progress = model.error = None
 
 

@@ -53,6 +53,11 @@ class Model(Leased):
     base_model: Mapped[Model | None] = relationship(remote_side="Model.id", lazy="joined", join_depth=1)
 
     @property
+    def template_arguments(self) -> dict[str, Any]:
+        """What its chat template is handed beside a conversation."""
+        return dict(self.facts.get("template_arguments", {}))
+
+    @property
     def stored_bytes(self) -> int:
         """What it counts for in its project's storage: nothing where it is a base model."""
         return int(self.facts.get("stored_bytes", 0)) if self.kind != "base" else 0

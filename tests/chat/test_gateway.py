@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI, Request
 
 from app.kit.database import DEFAULT_PROJECT, reading, utc_now, writing
+from app.kit.ids import new_id
 from app.models.service import find
-from app.models.tables import Engine
+from app.models.tables import Engine, EngineAdapter, Model
 from app.settings import get_settings
+from tests.conftest import serving
 
 ASK = {"model": "demo-base", "messages": [{"role": "user", "content": "Hello"}]}
 
@@ -53,6 +57,91 @@ def test_a_request_that_no_engine_could_answer_is_refused(
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (status, code, param)
     assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("/v1/chat/completions", {"chat_template": "{{ 1 }}"}, "chat_template"),
+        ("/v1/chat/completions", {"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs"),
+        ("/v1/chat/completions", {"chat_template_kwargs": [1]}, "chat_template_kwargs"),
+    ],
+)
+def test_what_renders_is_the_model_s(client: httpx.Client, path: str, fields: dict[str, Any], param: str) -> None:
+    answer = client.post(path, json=ASK | fields)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, param)
+
+
+@pytest.fixture
+def heard() -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """What an engine that serves everything was asked: the end of the path, and the body."""
+    said: list[tuple[str, dict[str, Any]]] = []
+    engine = FastAPI()
+
+    @engine.post("/v1/{what:path}")
+    async def answer(what: str, request: Request) -> dict[str, Any]:
+        said.append((what, await request.json()))
+        return {"model": said[-1][1]["model"], "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+
+    with serving(engine) as url:
+        with writing() as session:
+            for model in session.query(Model).filter(Model.kind != "adapter"):
+                now = utc_now()
+                session.add(
+                    Engine(model_id=model.id, status="ready", url=url, generation=1, wanted_at=now, last_used_at=now)
+                )
+            for model in session.query(Model).filter_by(kind="adapter"):
+                session.merge(EngineAdapter(model_id=model.id, engine_id=model.base_model_id, generation=1))
+        yield said
+
+
+def add(kind: str, chat_template: str | None, **facts: Any) -> str:
+    """A model on the demo base; its name."""
+    with writing() as session:
+        base = find(session, DEFAULT_PROJECT, "demo-base")
+        assert base is not None
+        name = new_id("tune")
+        session.add(
+            Model(
+                id=name, name=name, project_id=DEFAULT_PROJECT, kind=kind, source="job:x", status="ready", facts=facts,
+                chat_template=chat_template if chat_template != "base's" else base.chat_template, base_model_id=base.id,
+            )
+        )  # fmt: skip
+        return name
+
+
+def test_an_adapter_is_rendered_by_its_own_template_with_its_arguments(
+    client: httpx.Client, request: pytest.FixtureRequest
+) -> None:
+    off = {"template_arguments": {"enable_thinking": False}}
+    plain, own, whole = add("adapter", "base's"), add("adapter", "{{ 1 }}", **off), add("merged", "{{ 1 }}", **off)
+    heard = request.getfixturevalue("heard")
+
+    def asked(model: str, **fields: Any) -> dict[str, Any]:
+        client.post("/v1/chat/completions", json=ASK | {"model": model} | fields).raise_for_status()
+        found: dict[str, Any] = heard[-1][1]
+        return found
+
+    assert not {"chat_template", "chat_template_kwargs"} & asked(plain).keys()
+    assert (asked(own)["chat_template"], asked(own)["chat_template_kwargs"]) == ("{{ 1 }}", {"enable_thinking": False})
+    assert "chat_template" not in asked(whole)  # its engine was started with it
+    own_wins = asked(whole, chat_template_kwargs={"enable_thinking": True, "tone": [1]})["chat_template_kwargs"]
+    assert own_wins == {"enable_thinking": True, "tone": [1]}
+
+
+def test_a_text_is_gone_on_with_also_where_there_is_no_chat_template(
+    client: httpx.Client, request: pytest.FixtureRequest
+) -> None:
+    bare = add("adapter", None, stop_token_ids=[2])
+    judge = add("reward", "{{ 1 }}")
+    heard = request.getfixturevalue("heard")
+    answer = client.post("/v1/completions", json={"model": bare, "prompt": "Once"})
+    assert (answer.status_code, answer.json()["model"]) == (200, bare)
+    assert heard[-1] == ("completions", {"model": bare, "prompt": "Once", "stop_token_ids": [2]})
+    refused = client.post("/v1/chat/completions", json=ASK | {"model": bare})
+    assert (refused.status_code, "/v1/completions" in refused.json()["error"]["hint"]) == (422, True)
+    refused = client.post("/v1/completions", json={"model": judge, "prompt": "Once"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "model")
 
 
 def test_a_request_wants_the_engine_and_gives_up_in_time(client: httpx.Client) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from app.jobs import attempts, checkpoints, logs
 from app.kit.database import writing
 from tests.cli.conftest import Run
-from tests.cli.work import claim, succeed, train
+from tests.cli.work import claim, compare, succeed, train
 
 OPTIONS = {
     "--name": "mine",
@@ -30,6 +30,17 @@ def test_base_and_dataset_are_enough(run: Run, dataset: str) -> None:
     id, status, *_ = created.stdout.split("\t")
     assert (id[:4], status) == ("job_", "queued")
     assert f"burnish jobs watch {id}" in created.stderr
+
+
+def test_a_dry_run_says_what_it_would_take_and_starts_nothing(run: Run, dataset: str) -> None:
+    before = run("jobs", "list").stdout
+    told = run("jobs", "create", "demo-base", dataset, "--dry-run")
+    assert told.exit_code == 0, told.output
+    lines = dict(line.split("\t", 1) for line in told.stdout.splitlines())
+    assert (lines["steps"], lines["memory.device"]) == ("6", "cpu")
+    plan = json.loads(run("jobs", "create", "demo-base", dataset, "--dry-run", "--json").stdout)
+    assert (plan["object"], plan["steps"]) == ("job.estimate", 6)
+    assert run("jobs", "list").stdout == before
 
 
 def test_options_reach_the_fields_they_name(run: Run, dataset: str) -> None:
@@ -119,10 +130,26 @@ def test_a_job_is_paused_goes_on_is_cancelled_and_deleted(run: Run, job: str) ->
     assert "does not exist" in run("jobs", "show", job).stderr
 
 
+def test_the_scorecard_is_shown_plainly(run: Run, job: str) -> None:
+    assert json.loads(run("jobs", "show", job, "--json").stdout)["scorecard"] is None
+    compare(claim(job))
+    shown = run("jobs", "show", job).stdout.splitlines()
+    assert "scorecard.held-out loss\t2.500 → 0.500" in shown
+    assert "scorecard.exact answers\t0.0% → 75.0%" in shown
+    assert not [line for line in shown if "rewards" in line]
+    card = json.loads(run("jobs", "show", job, "--json").stdout)["scorecard"]
+    assert (card["tuned"]["accuracy"], card["prompts"]) == (0.75, 16)
+    (told,) = [line for line in run("jobs", "events", job).stdout.splitlines() if "scorecard" in line]
+    assert told.endswith(
+        "Base → fine-tune: held-out loss 2.500 → 0.500, exact answers 0.0% → 75.0%, answers that end 12.5% → 100.0%, "
+        "answers that repeat themselves 50.0% → 0.0%, loss on general text 3.000 → 3.125."
+    )
+
+
 def test_checkpoints_are_listed(run: Run, job: str) -> None:
     running = claim(job)
     with writing() as session:
-        checkpoints.add(session, attempts.hold(session, running), 7, size=9)
+        checkpoints.add(session, attempts.hold(session, running), 7, size=9, validation_loss=1.25)
     (line,) = run("jobs", "checkpoints", job).stdout.splitlines()
-    assert line.split("\t")[1:4] == ["1", "7", "9"]
+    assert line.split("\t")[1:5] == ["1", "7", "1.25", "9"]
     assert json.loads(run("jobs", "checkpoints", job, "--json").stdout)["data"][0]["models"] == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import secrets
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,26 @@ def test_an_example_of_its_own_is_posted(run: Run, rows: Path, tmp_path: Path) -
     assert json.loads(shown.stdout)["dataset"] == job["dataset"]
 
 
+def test_its_template_is_taken_where_the_model_has_none(run: Run, dataset: str, tmp_path: Path) -> None:
+    bare = Path(shutil.copytree(DEMO_BASE, tmp_path / "bare"))
+    (bare / "chat_template.jinja").unlink()
+    name = f"bare-{secrets.token_hex(4)}"
+    assert run("models", "add", name, bare).exit_code == 0
+    config = tmp_path / "config.yaml"
+
+    def shown(base: str, **keys: Any) -> Any:
+        config.write_text(yaml.safe_dump(given(**keys)))
+        return run("jobs", "from-llamafactory", config, "--dataset", dataset, "--base-model", base, "--show")
+
+    assert json.loads(shown(name, template="qwen").stdout)["chat_template"] == "chatml"
+    assert "chat_template" not in json.loads(shown("demo-base", template="qwen").stdout)
+    assert json.loads(shown("demo-base", template="glm4").stdout)["chat_template"] == "glm4"
+    off = json.loads(shown("demo-base", template="qwen3", enable_thinking=False).stdout)
+    assert off["template_arguments"] == {"enable_thinking": False}
+    assert "template: vicuna has no counterpart" in shown(name, template="vicuna").stderr
+    assert "chat_template" not in json.loads(shown(name, stage="pt", template="qwen").stdout)
+
+
 @pytest.mark.parametrize(
     ("config", "method", "hyperparameters"),
     [
@@ -79,6 +101,12 @@ def test_an_example_of_its_own_is_posted(run: Run, rows: Path, tmp_path: Path) -
         ({"pissa_init": True, "loraplus_lr_ratio": 16}, {"variant": "pissa", "plus": 16}, {}),
         ({"finetuning_type": "full", "lora_rank": 8}, {"type": "full"}, {}),
         ({"finetuning_type": "freeze", "freeze_trainable_layers": 3}, {"type": "freeze", "layers": 3}, {}),
+        ({"finetuning_type": "full", "use_galore": True, "galore_target": "all", "galore_scale": 0.25, "lora_rank": 8},
+         {"type": "galore", "rank": 16, "scale": 0.25}, {}),
+        ({"finetuning_type": "full", "use_apollo": True, "apollo_rank": 128, "apollo_update_interval": 100, "galore_rank": 4},
+         {"type": "apollo", "rank": 128, "update_interval": 100}, {}),
+        ({"finetuning_type": "full", "use_galore": False, "galore_rank": 4}, {"type": "full"}, {}),
+        ({"finetuning_type": "full", "mixture_of_depths": "convert"}, {"type": "mod"}, {}),
         ({"stage": "dpo", "pref_loss": "simpo", "pref_beta": 2.0, "simpo_gamma": 0.7}, {},
          {"loss": "simpo", "beta": 2.0, "simpo_gamma": 0.7}),
         ({"stage": "kto", "pref_beta": 0.2, "pref_loss": "sigmoid"}, {}, {"beta": 0.2}),
@@ -95,15 +123,33 @@ def test_every_part_has_its_place(
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("config", "said"),
     [
-        {"packing": True}, {"use_galore": True}, {"mask_history": True}, {"lr_scheduler_type": "polynomial"}, {"val_size": 500},
-        {"quantization_bit": 2}, {"use_dora": True, "pissa_init": True}, {"finetuning_type": "oft"}, {"a_new_key": 3},
+        *(({name: value}, name) for name, value in {
+            "packing": True, "use_badam": True, "mask_history": True, "lr_scheduler_type": "polynomial", "val_size": 500,
+            "quantization_bit": 2, "finetuning_type": "oft", "a_new_key": 3, "galore_proj_type": "left",
+            "mixture_of_depths": "convert", "load_best_model_at_end": True, "early_stopping_steps": 3,
+            "metric_for_best_model": "accuracy",
+        }.items()),
+        ({"use_dora": True, "pissa_init": True}, "dora and pissa"),
+        ({"use_galore": True}, "use_galore with finetuning_type lora"),
+        ({"use_galore": True, "use_apollo": True, "finetuning_type": "full"}, "use_galore and use_apollo"),
     ],
 )  # fmt: skip
-def test_what_has_no_counterpart_is_named(config: dict[str, Any]) -> None:
-    with pytest.raises(Failure, match=next(iter(config)) if len(config) == 1 else "dora and pissa"):
+def test_what_has_no_counterpart_is_named(config: dict[str, Any], said: str) -> None:
+    with pytest.raises(Failure, match=said):
         body_of(given(**config))
+
+
+def test_when_it_validates_and_what_follows_from_it() -> None:
+    config = given(
+        val_size=0.1, eval_strategy="steps", eval_steps=50, load_best_model_at_end=True, early_stopping_steps=3
+    )
+    expected = {"fraction": 0.1, "every": 50, "keep": "best", "patience": 3}
+    assert body_of(config)["validation"] == expected
+    assert body_of(given(val_size=0.1, eval_strategy="epoch"))["validation"] == {"fraction": 0.1}
+    with pytest.raises(Failure, match=r"eval_steps 0\.1"):
+        body_of(given(val_size=0.1, eval_strategy="steps", eval_steps=0.1))
 
 
 def test_what_the_service_does_not_have_is_named(run: Run, dataset: str, tmp_path: Path) -> None:

@@ -31,6 +31,23 @@ def test_a_template_is_sent_from_its_file(run: Run, tmp_path: Path) -> None:
     assert "Field: chat_template" in refused.stderr
 
 
+def test_a_template_has_a_name_or_arguments(run: Run, tmp_path: Path) -> None:
+    name = f"t-{tmp_path.name[-12:]}".replace("_", "-")
+    given = (
+        "--chat-template",
+        "chatml",
+        "--template-argument",
+        "enable_thinking=false",
+        "--template-argument",
+        "tone=dry",
+    )
+    added = run("models", "add", name, DEMO_BASE, *given, "--json")
+    assert json.loads(added.stdout)["template_arguments"] == {"enable_thinking": False, "tone": "dry"}
+    refused = run("models", "add", "odd", DEMO_BASE, "--chat-template", "llama3")
+    assert "<|eot_id|>" in refused.stderr
+    assert "is not NAME=VALUE" in run("models", "add", "odd", DEMO_BASE, "--template-argument", "dry").stderr
+
+
 def test_a_download_is_waited_for(service: str, run: Run) -> None:
     with started(service, "models", "add", "far", "hf://owner/name", "--json") as process:
         line_with(process.stderr, "Downloading hf://owner/name")

@@ -34,6 +34,20 @@ def train(job: Job, step: int, total: int = 10) -> None:
     report(job, {"type": "phase", "phase": "training"}, begun, {"type": "step", "step": step, **measured, **speed})
 
 
+def compare(job: Job) -> None:
+    """What the outcome reached beside its base."""
+    side = {
+        "loss": 2.5,
+        "accuracy": 0.0,
+        "reward_accuracy": None,
+        "stop_rate": 0.125,
+        "repetition_rate": 0.5,
+        "text_loss": 3.0,
+    }
+    tuned = side | {"loss": 0.5, "accuracy": 0.75, "stop_rate": 1.0, "repetition_rate": 0.0, "text_loss": 3.125}
+    report(job, {"type": "scorecard", "base": side, "tuned": tuned, "rows": 20, "prompts": 16, "new_tokens": 32})
+
+
 def succeed(job: Job) -> None:
     """The end that everybody hopes for."""
     with writing() as session:

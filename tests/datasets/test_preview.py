@@ -92,6 +92,21 @@ def test_a_conversation_is_shown_with_what_is_learned_of_it(preview: Preview) ->
     assert learned(sequence) == "Yes.<|im_end|>"
 
 
+def test_a_row_is_shown_as_a_job_with_a_template_of_its_own_sees_it(preview: Preview) -> None:
+    row = {"messages": [*PROMPT, *said("Yes.")]}
+    [plain] = preview([row], chat_template="plain").json()["sequences"]
+    assert plain["text"] == "User:\nHi 再见 🙂\n\nAssistant:\nYes.<|im_end|>\n\n"
+    for arguments, shown in (
+        ({}, "<think>\n\n</think>\n\nYes.<|im_end|>"),
+        ({"enable_thinking": False}, "Yes.<|im_end|>"),
+    ):
+        [sequence] = preview([row], chat_template="qwen3", template_arguments=arguments).json()["sequences"]
+        assert learned(sequence) == shown
+    assert refusal(preview([row], chat_template="gemma"), 422, "invalid_value")["param"] == "chat_template"
+    refused = refusal(preview([row], chat_template="{{ raise_exception('No.') }}"), 422, "template_refused")
+    assert "demo-base" not in refused["message"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_shown(preview: Preview, kind: str) -> None:
     row, shown = KINDS[kind]

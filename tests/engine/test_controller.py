@@ -16,8 +16,8 @@ from app.models.tables import Engine
 from app.settings import Settings
 from tests.conftest import eventually
 from tests.engine.conftest import House, engine_processes
-from worker.engine import client, controller, embedded, vllm
-from worker.engine.choice import choose_engine
+from worker.engine import client, controller, embedded, rows, vllm
+from worker.engine.choice import choose_engine, engine_for
 
 IDS = [5, 120, 340, 77]
 
@@ -152,3 +152,13 @@ def test_auto_takes_vllm_where_it_is_installed(tmp_path: Path) -> None:
     (package / "__init__.py").touch()
     assert choose_engine(Settings(vllm_python=python)) is vllm
     assert choose_engine(Settings(vllm_python=python, engine="embedded")) is embedded
+
+
+def test_what_vllm_does_not_know_is_the_embedded_engine_s(house: House) -> None:
+    house.add_model("model_plain")
+    house.add_model("model_score", kind="reward")
+    house.add_model("model_routed", kind="merged", facts={"mixture_of_depths": True})
+    for id in ("model_plain", "model_score", "model_routed"):
+        house.want(id)
+    chosen = {id: engine_for(wanted, vllm) for id, wanted in rows.read_engines().items()}
+    assert chosen == {"model_plain": vllm, "model_score": embedded, "model_routed": embedded}

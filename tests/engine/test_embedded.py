@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -138,6 +140,92 @@ def test_a_stream_says_what_the_whole_answer_says(url: str) -> None:
         assert len([piece for piece in pieces if piece]) > 3
         assert events[-2]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
         assert events[-1]["usage"] == whole["usage"]
+
+
+def test_mixture_of_depths_is_loaded_with_its_routers(base: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from worker.engine.embedded_model import EmbeddedModel, Sampling
+    from worker.trainer.depths import add_routers
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    folder = Path(shutil.copytree(base, tmp_path / "routed"))
+    add_routers(model, 0.5)
+    model.eval().save_pretrained(folder)
+    served = EmbeddedModel(folder, None, 512)
+    with torch.inference_mode():
+        logits = model.to(served.device)(input_ids=torch.tensor([IDS], device=served.device), use_cache=False).logits
+        plain = AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([IDS])).logits
+    whole = [float(row[id]) for row, id in zip(logits[0].log_softmax(-1), IDS[1:], strict=False)]
+    assert served.log_probabilities(None, IDS) == pytest.approx(whole, abs=1e-3)
+    assert not torch.allclose(plain, logits.cpu(), atol=0.1)
+    written: list[int] = []
+    served.generate(None, IDS, Sampling(max_tokens=8, temperature=0), written.append, threading.Event())
+    ids = list(IDS)
+    for token in written:
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([ids], device=served.device), use_cache=False).logits
+        assert token == int(logits[0, -1].argmax())
+        ids.append(token)
+    assert written
+
+
+def _complete(url: str, **fields: Any) -> httpx.Response:
+    body = {"model": "model_base", "prompt": "The kettle is", "temperature": 0} | fields
+    return httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+
+
+def test_a_text_is_gone_on_with_as_it_is(url: str) -> None:
+    whole = _complete(url, max_tokens=12).raise_for_status().json()
+    assert (whole["object"], whole["choices"][0]["finish_reason"]) == ("text_completion", "length")
+    # The server's template writes a message's content and a space.
+    assert whole["choices"][0]["text"] == _text(_chat(url, messages=[{"role": "user", "content": "The kettle is"}], max_tokens=12,
+                                                      chat_template="{{ messages[0].content }}"))  # fmt: skip
+    events = _streamed(_complete(url, max_tokens=12, stream=True, stream_options={"include_usage": True}))
+    assert "".join(event["choices"][0]["text"] for event in events if event["choices"]) == whole["choices"][0]["text"]
+    assert events[-2]["choices"][0]["finish_reason"] == "length"
+    assert events[-1]["usage"] == whole["usage"]
+    assert {event["object"] for event in events} == {"text_completion"}
+    sdk = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+    answer = sdk.completions.create(model="model_base", prompt="The kettle is", max_tokens=12, temperature=0)
+    assert answer.choices[0].text == whole["choices"][0]["text"]
+
+
+def test_sixteen_tokens_follow_a_text_unless_more_are_asked_for(url: str) -> None:
+    assert _complete(url, temperature=1.5, seed=3).json()["usage"]["completion_tokens"] <= 16
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": [5, 10**6]}, "prompt"),
+        ({"prompt": "long " * 2000}, "prompt"),
+        ({"prompt_logprobs": 0}, "prompt_logprobs"),
+        ({"messages": []}, "messages"),
+        ({"echo": True}, "echo"),
+        ({"n": 2}, "n"),
+    ],
+)
+def test_what_cannot_be_gone_on_with_is_refused(url: str, fields: dict[str, Any], param: str) -> None:
+    response = _complete(url, **fields)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+def test_a_request_brings_an_adapter_s_template_and_arguments(url: str) -> None:
+    template = "{{ messages[0].content }}{% if louder %} LOUD{% endif %}"
+
+    def tokens(**fields: Any) -> int:
+        return int(_chat(url, max_tokens=1, **fields).raise_for_status().json()["usage"]["prompt_tokens"])
+
+    plain = tokens(chat_template=template)
+    assert plain == tokens(chat_template=template, chat_template_kwargs={"louder": False})
+    assert tokens(chat_template=template, chat_template_kwargs={"louder": True}) > plain
+    assert _chat(url, chat_template="{% if %}").status_code == 400
+    assert _chat(url, chat_template_kwargs=[]).status_code == 400
 
 
 def _hang_up(url: str, stream: bool, seed: int) -> None:

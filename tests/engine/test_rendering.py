@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from app.datasets.canonical import SCHEMAS
+from app.models.chat_templates import END_TOKENS, text_of
 from app.settings import get_settings
 from tests.conftest import IN_CI
 from tests.engine.conftest import make_house
-from tests.trainer.test_render import CALLED, CHATML, CHATML_MARKED, LLAMA3, PARTS, QWEN3, TALK, TOOLS, turn
+from tests.trainer.test_render import ASKED, CALLED, CHATML, CHATML_MARKED, LLAMA3, PARTS, QWEN3, TALK, TOOLS, turn
 from worker.engine import vllm
 from worker.renderer.preview import preview
 from worker.trainer.data.conversation import Message
@@ -63,7 +64,7 @@ def prompt_ids(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with make_house(tmp_path_factory.mktemp("home"), base) as house:
         house.add_model("model_base", chat_template=QWEN3)
         house.want("model_base")
-        with house.controller(engine="vllm", vllm_args="--trust-request-chat-template"):
+        with house.controller(engine="vllm"):
             url = house.ready("model_base", START_SECONDS).url
 
             def ask(messages: list[Message], tools: str | None, **body: Any) -> list[int]:
@@ -129,6 +130,18 @@ def test_every_learned_turn_continues_the_engine_s_prompt(
         assert example.token_ids[: len(prompt)].tolist() == prompt
         assert example.loss_mask[len(prompt)]
         assert not example.loss_mask[len(prompt) - 1]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"enable_thinking": False}], ids=["as it is", "no thinking"])
+@pytest.mark.parametrize("name", END_TOKENS)
+def test_a_named_template_renders_the_same_here_and_there(
+    base: Path, prompt_ids: Callable[..., list[int]], name: str, arguments: dict[str, Any]
+) -> None:
+    tokenizer = tokenizer_of(base, text_of(name))
+    messages = [SYSTEM, ASKED, THOUGHT, turn("user", "And how warm?")]
+    ours = ids_of(tokenizer, plan_prompt(Template(tokenizer, arguments), messages, None))
+    theirs = prompt_ids(messages, None, chat_template=text_of(name), chat_template_kwargs=arguments)
+    assert ours == theirs, tokenizer.decode(theirs)
 
 
 def test_a_turn_without_reasoning_continues_the_prompt_with_thinking_off(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from app.jobs.hyperparameters import auto_epochs
+from tests.models.own import config, folder
+
+__all__ = ["folder"]
 
 
 def test_two_fields_are_enough_and_every_default_is_written_out(client: httpx.Client, dataset: str) -> None:
@@ -36,7 +41,7 @@ def test_two_fields_are_enough_and_every_default_is_written_out(client: httpx.Cl
         "seed": 42,
         "neftune_alpha": None,
     }
-    assert job["check"] == {"max_cut_share": 0.2}
+    assert job["check"] == {"max_cut_share": 0.2, "scorecard": True}
     assert job["deploy"] == {"mode": "adapter", "reason": "The adapter is loaded beside its base."}
     assert client.get(f"/jobs/{job['id']}").json() == job
 
@@ -48,6 +53,14 @@ REFUSALS: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"validation": {}}, 422, "invalid_value", "validation"),
     ({"validation": {"fraction": 0.9}}, 422, "invalid_value", "validation.fraction"),
     ({"validation": {"dataset": "ds_none", "seed": 1}}, 422, "invalid_value", "validation"),
+    ({"validation": {"fraction": 0.1, "every": 0}}, 422, "invalid_value", "validation.every"),
+    ({"validation": {"fraction": 0.1, "every": "day"}}, 422, "invalid_value", "validation.every"),
+    ({"validation": {"fraction": 0.1, "patience": 0}}, 422, "invalid_value", "validation.patience"),
+    ({"validation": {"fraction": 0.1, "keep": "all"}}, 422, "invalid_value", "validation.keep"),
+    ({"validation": {"patience": 1}}, 422, "invalid_value", "validation"),
+    ({"replay": {"dataset": "ds_none"}}, 422, "dataset_not_found", "replay.dataset"),
+    ({"replay": {"dataset": "ds_none", "fraction": 1}}, 422, "invalid_value", "replay.fraction"),
+    ({"replay": {}}, 422, "missing_field", "replay.dataset"),
     ({"learning_rate": 1e-4}, 422, "unknown_field", "learning_rate"),
     ({"method": {"rank": 128}}, 422, "invalid_value", "method.rank"),
     ({"method": {"rank": 0}}, 422, "invalid_value", "method.rank"),
@@ -55,6 +68,9 @@ REFUSALS: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"method": {"type": 3}}, 422, "invalid_value", "method.type"),
     ({"method": "lora"}, 422, "invalid_value", "method"),
     ({"method": {"type": "full", "rank": 4}}, 422, "unknown_field", "method.rank"),
+    ({"method": {"type": "galore", "alpha": 4}}, 422, "unknown_field", "method.alpha"),
+    ({"method": {"type": "apollo", "update_interval": 0}}, 422, "invalid_value", "method.update_interval"),
+    ({"method": {"type": "galore"}, "deploy": {"mode": "adapter"}}, 422, "invalid_value", "deploy.mode"),
     ({"method": {"type": "qlora", "variant": "dora"}}, 422, "invalid_value", "method.variant"),
     ({"method": {"type": "full"}, "deploy": {"mode": "adapter"}}, 422, "invalid_value", "deploy.mode"),
     ({"method": {"variant": "dora"}, "deploy": {"mode": "adapter"}}, 422, "invalid_value", "deploy.mode"),
@@ -68,6 +84,7 @@ REFUSALS: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"hyperparameters": {"lr": 1}}, 422, "unknown_field", "hyperparameters.lr"),
     ({"hyperparameters": {"max_length": 4096}}, 422, "invalid_value", "hyperparameters.max_length"),
     ({"check": {"max_cut_share": 2}}, 422, "invalid_value", "check.max_cut_share"),
+    ({"check": {"scorecard": 3}}, 422, "invalid_value", "check.scorecard"),
     ({"deploy": {"mode": "nowhere"}}, 422, "invalid_value", "deploy.mode"),
     ({"stage": "ppo"}, 422, "invalid_value", "stage"),
     ({"stage": "dpo"}, 422, "invalid_value", "dataset"),
@@ -91,6 +108,48 @@ def test_what_cannot_work_is_refused_with_the_field_named(
     assert client.get("/jobs", params={"limit": 1}).json()["data"] == before
 
 
+@pytest.mark.parametrize(("type", "scale"), [("galore", 2.0), ("apollo", 32.0)])
+def test_an_optimiser_of_low_rank_has_a_rank_of_its_own_which_no_engine_limits(
+    client: httpx.Client, dataset: str, type: str, scale: float
+) -> None:
+    body = {"base_model": "demo-base", "dataset": dataset, "method": {"type": type}}
+    job = client.post("/jobs", json=body).raise_for_status().json()
+    assert job["method"] == {"type": type, "rank": 16, "update_interval": 200, "scale": scale}
+    assert job["deploy"]["mode"] == "merged"
+    full = client.post("/jobs", json=body | {"method": {"type": "full"}}).raise_for_status().json()
+    assert job["hyperparameters"] == full["hyperparameters"]
+    wide = client.post("/jobs", json=body | {"method": {"type": type, "rank": 128}})
+    assert wide.status_code == 202
+
+
+def test_mixture_of_depths_is_refused_where_it_was_not_shown_to_work(
+    client: httpx.Client, dataset: str, folder: Path
+) -> None:
+    def refused(**body: Any) -> dict[str, Any]:
+        answer = client.post("/jobs", json={"dataset": dataset, "method": {"type": "mod"}} | body)
+        error: dict[str, Any] = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (422, "unsupported"), error
+        return error
+
+    def registered(**fields: Any) -> str:
+        config(folder, **fields)
+        name = f"m-{secrets.token_hex(4)}"
+        client.post("/models", json={"name": name, "source": str(folder)}).raise_for_status()
+        return name
+
+    made = client.post("/jobs", json={"base_model": "demo-base", "dataset": dataset, "method": {"type": "mod"}}).json()
+    assert made["method"] == {"type": "mod", "capacity": 0.125}
+    assert made["deploy"]["mode"] == "merged"
+    assert "embedded engine" in made["deploy"]["reason"]
+    preferences = client.post("/datasets", content=b'{"prompt": "a", "chosen": "b", "rejected": "c"}').json()["id"]
+    for stage in ("dpo", "rm"):
+        assert refused(base_model="demo-base", dataset=preferences, stage=stage)["param"] == "method.type"
+    assert "gemma2" in refused(base_model=registered(model_type="gemma2"))["message"]
+    routed = registered(model_type="qwen2", mixture_of_depths={"capacity": 0.5})
+    for method in ("mod", "lora", "full"):
+        assert refused(base_model=routed, method={"type": method})["param"] == "base_model"
+
+
 def test_missing_fields_and_broken_json_say_so(client: httpx.Client) -> None:
     error = client.post("/jobs", json={"base_model": "demo-base"}).json()["error"]
     assert (error["code"], error["param"]) == ("missing_field", "dataset")
@@ -104,7 +163,39 @@ def test_the_seed_of_the_split_is_the_job_s_or_its_own(client: httpx.Client, dat
     body = {"base_model": "demo-base", "dataset": dataset, "hyperparameters": {"seed": 7}}
     for given, written in (({}, 7), ({"seed": 0}, 0)):
         job = client.post("/jobs", json=body | {"validation": {"fraction": 0.5} | given}).json()
-        assert job["validation"] == {"dataset": None, "fraction": 0.5, "seed": written}
+        assert job["validation"] == {
+            "dataset": None, "fraction": 0.5, "seed": written, "every": "epoch", "patience": None, "keep": "last"
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [({}, "last"), ({"patience": 2}, "best"), ({"patience": 2, "keep": "last"}, "last"), ({"keep": "best"}, "best")],
+)
+def test_with_patience_the_best_is_kept_unless_something_else_is_said(
+    client: httpx.Client, dataset: str, given: dict[str, Any], kept: str
+) -> None:
+    body = {"base_model": "demo-base", "dataset": dataset, "validation": {"fraction": 0.5, "every": 10} | given}
+    job = client.post("/jobs", json=body).raise_for_status().json()
+    assert job["validation"]["keep"] == kept
+    assert client.get(f"/jobs/{job['id']}").json()["validation"] == job["validation"]
+
+
+def test_rows_that_are_mixed_in_are_of_the_stage_s_kind_and_stay_while_the_job_lives(
+    client: httpx.Client, dataset: str
+) -> None:
+    rows = f'{{"instruction": "{dataset}", "output": "b"}}'.encode()
+    general = client.post("/datasets", content=rows).raise_for_status().json()["id"]
+    text = client.post("/datasets", params={"format": "text"}, content=b'{"text": "a"}').raise_for_status().json()["id"]
+    body = {"base_model": "demo-base", "dataset": dataset}
+    job = client.post("/jobs", json=body | {"replay": {"dataset": general}}).raise_for_status().json()
+    assert job["replay"] == {"dataset": general, "fraction": 0.1}
+    refused = client.delete(f"/datasets/{general}")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "in_use")
+    error = client.post("/jobs", json=body | {"replay": {"dataset": text}}).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_value", "replay.dataset")
+    client.post(f"/jobs/{job['id']}/cancel").raise_for_status()
+    client.delete(f"/datasets/{general}").raise_for_status()
 
 
 def test_a_name_is_taken_once_also_by_two_at_the_same_time(client: httpx.Client, dataset: str) -> None:

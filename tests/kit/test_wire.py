@@ -118,8 +118,10 @@ def test_the_docs_name_every_job_field_with_its_default(client: httpx.Client) ->
             written = rows[f"{prefix}.{field}"].strip('`" ')
             if field == "type":
                 continue
+            if field == "reward":  # said shortly
+                value = value[0]["type"]
             said = f"{value:g}" if isinstance(value, float) else json.dumps(value).strip('"')
-            assert written == ("2 × rank" if field == "alpha" else said), f"{prefix}.{field}"
+            assert ("2 × rank" if field == "alpha" else said) in written.split(" or "), f"{prefix}.{field}"
 
 
 def test_starting_the_api_loads_no_torch() -> None:

@@ -15,11 +15,13 @@ from app.jobs.lifecycle import move
 from app.jobs.tables import Job
 from app.kit import storage
 from app.kit.database import reading, writing
+from app.models.chat_templates import text_of
 from app.models.tables import Model
 from app.projects.stored import stored_bytes
 from tests.datasets.helpers import jsonl, new_row, refusal
 from worker.publish import publish
 from worker.reconcilers.leftovers import remove_leftovers
+from worker.supervisor import _trainer_spec
 
 METHOD = {"type": "lora", "rank": 4, "alpha": 32.0, "dropout": 0.1, "target_modules": ["q_proj"],
           "plus": None, "variant": None}  # fmt: skip
@@ -155,7 +157,8 @@ def test_what_cannot_be_served_is_refused_in_words(client: httpx.Client, job: Jo
     name = f"a-{job.id[-8:]}"
     refusal(serve(client, "ckpt_none", name), 404, "checkpoint_not_found")
     id = keep(job, 10)
-    assert refusal(serve(client, id, name, chat_template="x"), 422, "invalid_value")["param"] == "chat_template"
+    for field in ({"chat_template": "chatml"}, {"template_arguments": {"a": 1}}):
+        assert refusal(serve(client, id, name, **field), 422, "invalid_value")["param"] in field
     refusal(serve(client, id, "demo-base"), 409, "name_taken")
     assert "rank 128" in refusal(serve(client, keep(job, 20, rank=128), name), 422, "invalid_value")["message"]
     id = keep(job, 30)
@@ -186,6 +189,43 @@ def test_a_job_trains_an_adapter_further(client: httpx.Client, job: Job, dataset
     with writing() as session:
         attempts.cancelled(session, attempts.hold(session, claimed))
     client.delete(f"/models/{name}").raise_for_status()
+
+
+def test_a_fine_tune_carries_the_job_s_template_and_goes_on_with_it(
+    client: httpx.Client, job: Job, dataset: str, tmp_path: Path
+) -> None:
+    with writing() as session:
+        attempts.cancelled(session, attempts.hold(session, job))
+    own = {"chat_template": "plain", "template_arguments": {"tone": "dry"}}
+    train_on(client, dataset, "demo-base", **own).raise_for_status()
+    claimed = attempts.claim("here")
+    assert claimed is not None
+    spec = _trainer_spec(claimed, [])
+    assert (spec.chat_template, spec.spec.template_arguments) == (text_of("plain"), {"tone": "dry"})
+    write_output(tmp_path / "out", job.base_model_id)
+    model = publish(claimed, tmp_path / "out")
+    with writing() as session:
+        session.get_one(Model, model.id).status = "ready"
+        attempts.cancelled(session, attempts.hold(session, claimed))
+    assert (model.chat_template, model.template_arguments) == (text_of("plain"), {"tone": "dry"})
+    assert client.get(f"/models/{model.name}").json()["template_arguments"] == {"tone": "dry"}
+    further = train_on(client, dataset, model.name).raise_for_status().json()
+    assert (further["chat_template"], further["template_arguments"]) == (None, {"tone": "dry"})
+    claimed = attempts.claim("here")
+    assert claimed is not None
+    assert _trainer_spec(claimed, []).chat_template == text_of("plain")
+
+
+def test_what_was_pretrained_without_a_template_is_served_without_one(client: httpx.Client, job: Job) -> None:
+    with storage.incoming() as folder:
+        write_output(folder / "out", job.base_model_id)
+        (folder / "out/adapter/chat_template.jinja").unlink()
+        storage.put_folder(folder / "out", checkpoints.storage_key(job, 5))
+    with writing() as session:
+        checkpoints.add(session, attempts.hold(session, job), 5, size=7)
+    with reading() as session:
+        id = checkpoints.newest_first(session, job.id)[0].id
+    assert serve(client, id, f"a-{job.id[-8:]}").raise_for_status().json()["has_chat_template"] is False
 
 
 @pytest.mark.parametrize(

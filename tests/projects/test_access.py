@@ -148,6 +148,8 @@ def test_nothing_is_made_of_another_project_s_objects(keys: Keys, theirs: Owned,
     refusal(ours.post("/jobs", json={"base_model": "demo-base", "dataset": theirs.dataset}), 422, "dataset_not_found")
     chat = {"model": theirs.model, "messages": [{"role": "user", "content": "Hi"}]}
     refusal(ours.post("/v1/chat/completions", json=chat), 404, "model_not_found")
+    text = {"model": theirs.model, "prompt": "Hi"}
+    refusal(ours.post("/v1/completions", json=text), 404, "model_not_found")
 
 
 def test_a_base_model_is_everybody_s_and_its_project_s_to_delete(keys: Keys, theirs: Owned, client_of: As) -> None:

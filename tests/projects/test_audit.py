@@ -18,7 +18,13 @@ from tests.projects.conftest import As, Keys, fine_tune
 from tests.projects.test_access import NAMED
 
 # POSTs that change nothing.
-ASKS = {"/datasets/{id}/preview", "/datasets/{id}/check", "/models/{name}/score", "/v1/chat/completions"}
+ASKS = {
+    "/datasets/{id}/preview",
+    "/datasets/{id}/check",
+    "/models/{name}/score",
+    "/v1/chat/completions",
+    "/v1/completions",
+}
 
 # In an order in which each can be done: route → its action, how the ids of its path are called, body. A body's `$x` is the id x.
 CHANGES: list[tuple[str, str, str, dict[str, Any] | None]] = [

@@ -147,6 +147,7 @@ def ask(side: Side, other: Side, number: int) -> None:
         assert answers[0].text.replace(there, nothing) == answers[1].text
     for body in ({"model": name, "messages": []} for name in other.own("models")[-1:]):
         assert side.client.post("/v1/chat/completions", json=body).status_code == 404
+        assert side.client.post("/v1/completions", json=body | {"prompt": "a"}).status_code == 404
 
 
 def test_nothing_of_one_project_shows_in_the_other(keys: Keys, client_of: As) -> None:

@@ -1,5 +1,5 @@
-"""The trainer's small model and rows."""
+"""The trainer's small models and rows."""
 
-from tests.trainer.conftest import base, make_spec, rows, rows_of, tokenizer
+from tests.trainer.conftest import base, base_of, make_spec, rows, rows_of, taught, tokenizer
 
-__all__ = ["base", "make_spec", "rows", "rows_of", "tokenizer"]
+__all__ = ["base", "base_of", "make_spec", "rows", "rows_of", "taught", "tokenizer"]

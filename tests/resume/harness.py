@@ -26,6 +26,7 @@ class Course:
     losses: dict[int, float] = field(default_factory=dict)
     validations: dict[int, float] = field(default_factory=dict)
     weights: bytes = b""
+    scorecard: Event | None = None
     last: Event = field(default_factory=dict)
     resumed_at: list[int] = field(default_factory=list)
 
@@ -47,6 +48,8 @@ def attempt(spec: TrainerSpec, out: Path, course: Course, at: Callable[[Event, S
             course.losses[fields["step"]] = fields["loss"]
         if type == "validation":
             course.validations[fields["step"]] = fields["loss"]
+        if type == "scorecard":
+            course.scorecard = event
         course.last = event
 
     run(spec, out, emit, stop)

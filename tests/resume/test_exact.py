@@ -3,21 +3,27 @@ for bit."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
+from app.jobs import estimate
 from app.jobs.combinations import STAGES as KINDS
 from app.jobs.spec import JobSpec, TrainerSpec
 from tests.resume.harness import Course, Killed, attempt, disturbed, newest_checkpoint, undisturbed
+from tests.trainer.conftest import contrary
+from tests.trainer.memory import limit
 from tests.trainer.rows_of_the_table import ALL, job
-from worker.trainer import checkpoints, loop, run
+from worker.trainer import checkpoints, run
 from worker.trainer.determinism import SUMS_DIFFER
 from worker.trainer.failures import Failure
 
@@ -28,12 +34,29 @@ SHAPES: dict[str, dict[str, Any]] = {
     "plain": {"hyperparameters": {"epochs": 2, "checkpoint_every": 2}},
     "dropout": {"method": {"dropout": 0.2}, "hyperparameters": {"epochs": 2, "checkpoint_every": 1}},
     "validation": {
-        "method": {"dropout": 0.1}, "validation": {"fraction": 0.1}, "hyperparameters": {"epochs": 3, "checkpoint_every": 3}
+        "method": {"dropout": 0.1}, "validation": {"fraction": 0.1}, "check": {"scorecard": True},
+        "hyperparameters": {"epochs": 3, "checkpoint_every": 3}
     },
     "within an epoch": {
         "method": {"dropout": 0.1}, "validation": {"fraction": 0.1}, "hyperparameters": {"epochs": 1.5, "checkpoint_every": 2}
     },
+    "ended early": {
+        "method": {"dropout": 0.1}, "validation": {"fraction": 0.1, "every": 1, "patience": 3},
+        "hyperparameters": {"epochs": 4, "learning_rate": 0.2, "scheduler": "constant"}
+    },
     "few checkpoints": {"method": {"dropout": 0.1}, "hyperparameters": {"epochs": 3, "checkpoint_every": 1000}},
+}  # fmt: skip
+# Its validations soon get worse.
+BEST = "the best of many"
+SHAPES[BEST] = {
+    "method": {"dropout": 0.1}, "validation": {"dataset": "ds_other", "every": 2, "keep": "best"},
+    "hyperparameters": {"epochs": 2, "checkpoint_every": 3},
+}  # fmt: skip
+# Mixes rows of another file in: here of the same one.
+MIXED = "general rows mixed in"
+SHAPES[MIXED] = {
+    "method": {"dropout": 0.1}, "validation": {"fraction": 0.1}, "replay": {"dataset": "ds_general", "fraction": 0.3},
+    "hyperparameters": {"checkpoint_every": 2},
 }  # fmt: skip
 # Goes on training an adapter that another run made.
 FURTHER = "an adapter"
@@ -47,7 +70,7 @@ KILLED_RUNS = int(os.environ.get("BURNISH_TEST_KILLS", "4"))  # of each shape; `
 def small_micro_batches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A step's rows are run in several micro-batches, whose gradients add up."""
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setitem(loop.MICRO_BATCH_TOKENS, "cpu", 64)
+    monkeypatch.setitem(estimate.MICRO_BATCH_TOKENS, "cpu", 64)
     yield
     signal.signal(signal.SIGTERM, before)
 
@@ -56,8 +79,16 @@ def assert_same(found: Course, expected: Course) -> None:
     assert found.losses == expected.losses
     assert found.validations == expected.validations
     assert found.weights == expected.weights
-    for name in ("loss", "validation_loss", "step"):
+    assert found.scorecard == expected.scorecard
+    for name in ("loss", "validation_loss", "best_step", "best_validation_loss", "stopped_early", "step"):
         assert found.last[name] == expected.last[name]
+
+
+def assert_interesting(shape: str, whole: Course) -> None:
+    """The outcome is not simply the last step's where it is to be the best one's."""
+    if shape in (BEST, "ended early"):
+        assert whole.last["best_step"] < whole.last["step"]
+        assert whole.last["stopped_early"] is (shape == "ended early")
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -66,7 +97,12 @@ def test_killed_at_any_event_it_goes_on_as_if_nothing_had_been(make_spec: Make, 
     if shape == FURTHER:
         undisturbed(make_spec(hyperparameters={"max_steps": 4}), tmp_path / "before")
         spec = spec.model_copy(update={"adapter": str(tmp_path / "before/adapter")})
+    if shape == BEST:
+        spec = spec.model_copy(update={"validation_rows": contrary(tmp_path / "contrary.parquet")})
+    if shape == MIXED:
+        spec = spec.model_copy(update={"replay_rows": spec.rows})
     expected, events = undisturbed(spec, tmp_path / "whole")
+    assert_interesting(shape, expected)
     chance = random.Random(shape)
     for number in range(KILLED_RUNS):
         kills = [chance.randint(1, len(events)) for _ in range(chance.choice((1, 1, 2)))]
@@ -76,11 +112,12 @@ def test_killed_at_any_event_it_goes_on_as_if_nothing_had_been(make_spec: Make, 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_so_does_every_stage_and_every_method(
-    make_spec: Make, rows_of: Callable[[str], str], tmp_path: Path, name: str
+    make_spec: Make, rows_of: Callable[[str], str], base_of: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
     changes = job(TABLE[name], epochs=2, checkpoint_every=2)
-    rows = rows_of(KINDS[JobSpec.model_validate(changes).stage].rows)
-    spec = make_spec(rows=rows, validation={"fraction": 0.1}, **changes)
+    stage = JobSpec.model_validate(changes).stage
+    rows, base = rows_of(KINDS[stage].rows), str(base_of(stage))
+    spec = make_spec(base_model=base, rows=rows, validation={"fraction": 0.1}, **changes)
     expected, events = undisturbed(spec, tmp_path / "whole")
     chance = random.Random(name)
     # Two checkpoints are behind a kill here, and steps that come to nothing.
@@ -91,10 +128,44 @@ def test_so_does_every_stage_and_every_method(
         assert_same(found, expected)
 
 
-@pytest.mark.parametrize("shape", ["validation", "within an epoch"])
+@pytest.mark.parametrize(("stage", "preflight"), [("sft", False), ("kto", False), ("sft", True)])
+def test_it_goes_on_with_the_micro_batches_that_memory_had_left_it(
+    make_spec: Make,
+    rows_of: Callable[[str], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    preflight: bool,
+) -> None:
+    """What the model said before it was trained is measured with those of the first attempt's beginning."""
+    if preflight:  # of each attempt
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    monkeypatch.setitem(estimate.MICRO_BATCH_TOKENS, "cpu", 512)
+    limit(monkeypatch, 200, only_training=True)
+    rows = rows_of("chat" if stage == "sft" else "labels")
+    spec = make_spec(stage=stage, rows=rows, **SHAPES["dropout"])
+    expected, events = undisturbed(spec, tmp_path / "whole")
+    warned = [number for number, event in enumerate(events, 1) if event["type"] == "warning"]
+    for number, kill in enumerate(range(warned[0], len(events), 4)):
+        found = disturbed(spec, tmp_path / str(number), [kill])
+        assert_same(found, expected)
+    newest = newest_checkpoint(tmp_path / "whole")
+    assert newest is not None
+    state = checkpoints.read_state(newest)
+    assert state.micro_batch_tokens < state.made_with["micro_batch_tokens"] == 512
+    events.clear()
+    resumed = spec.model_copy(update={"resume_from": str(newest)})
+    attempt(resumed, tmp_path / "again", Course(), lambda event, _: events.append(event))
+    assert [event["differences"] for event in events if event["type"] == "started"] == [[]]
+
+
+@pytest.mark.parametrize("shape", ["validation", "within an epoch", BEST, "ended early"])
 def test_asked_to_stop_it_goes_on_from_that_very_step(make_spec: Make, tmp_path: Path, shape: str) -> None:
     spec = make_spec(**SHAPES[shape])
+    if shape == BEST:
+        spec = spec.model_copy(update={"validation_rows": contrary(tmp_path / "contrary.parquet")})
     expected, events = undisturbed(spec, tmp_path / "whole")
+    assert_interesting(shape, expected)
     steps = [number for number, event in enumerate(events, 1) if event["type"] == "step"]
     for number in range(0, len(steps) - 1, 2):
         found = disturbed(spec, tmp_path / str(number), [steps[number]], stops=True)
@@ -160,6 +231,18 @@ def test_on_a_gpu_a_run_is_resumed_exactly_only_where_it_is_deterministic(
     (started,) = [event for event in events if event["type"] == "started"]
     assert started["differences"] == reasons
     torch.use_deterministic_algorithms(False)
+
+
+def test_one_of_an_older_version_goes_on(make_spec: Make, tmp_path: Path) -> None:
+    spec = make_spec(**SHAPES["dropout"])
+    expected, _ = undisturbed(spec, tmp_path / "whole")
+    state = tmp_path / "whole/checkpoints/step-3/run.json"
+    known = ("step", "loss", "validation_loss", "pending_validation", "made_with")
+    state.write_text(json.dumps({name: json.loads(state.read_text())[name] for name in known}))
+    found = Course()
+    resumed = spec.model_copy(update={"resume_from": str(state.parent)})
+    attempt(resumed, tmp_path / "again", found, lambda *_: None)
+    assert found.weights == expected.weights
 
 
 def test_one_whose_adapter_is_gone_is_refused(make_spec: Make, tmp_path: Path) -> None:

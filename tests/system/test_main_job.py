@@ -11,6 +11,7 @@ import pytest
 
 from app.kit import storage
 from app.kit.database import reading
+from app.models.chat_templates import text_of
 from app.models.tables import Engine
 from demo.service import ask, ask_all, user_turn
 from demo.text import sample_rows
@@ -23,7 +24,7 @@ QUESTIONS = 40
 @pytest.fixture(scope="module")
 def tuned(running: Service, dataset: str) -> dict[str, Any]:
     """A job at the defaults that succeeded."""
-    return running.ended(running.create(dataset, validation={"fraction": 0.1}))
+    return running.ended(running.create(dataset, validation={"fraction": 0.1}, check={"scorecard": True}))
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,10 @@ def test_a_job_at_the_defaults_succeeds_and_tells_how_it_went(running: Service, 
     events = running.client.get(f"/jobs/{tuned['id']}/events", params={"limit": 1000}).json()["data"]
     assert (events[0]["type"], events[-1]["type"]) == ("created", "succeeded")
     assert "its own weights" in events[-1]["message"]
+    base, fine_tune = tuned["scorecard"]["base"], tuned["scorecard"]["tuned"]
+    assert fine_tune["loss"] < base["loss"] / 4
+    assert base["accuracy"] < 0.1 < 0.25 < fine_tune["accuracy"]
+    assert fine_tune["stop_rate"] > 0.9
 
 
 def test_the_fine_tune_answers_what_the_base_cannot(
@@ -94,6 +99,47 @@ def test_a_checkpoint_of_a_finished_job_answers_and_is_trained_on(
     assert running.client.get(f"/models/{further['model']['name']}").json()["base_model"] == "demo-base"
     manifest = json.loads((storage.fetch_folder(f"artifacts/{further['id']}/1") / "manifest.json").read_text())
     assert manifest["provenance"]["fine_tune"]["name"] == "last-step"
+
+
+def test_an_adapter_is_asked_by_the_template_that_it_was_trained_with(running: Service, dataset: str) -> None:
+    own = {"chat_template": text_of("qwen3"), "template_arguments": {"enable_thinking": False}}
+    job = running.ended(running.create(dataset, hyperparameters={"max_steps": 5}, **own))
+    assert (job["status"], job["deploy"]["mode"]) == ("succeeded", "adapter"), job["error"]
+    name = job["model"]["name"]
+    prompts = json.dumps({"messages": [{"role": "user", "content": "Hello"}]}).encode()
+    asked = (
+        running.client.post("/datasets", params={"kind": "prompts"}, content=prompts).raise_for_status().json()["id"]
+    )
+
+    def rendered(base: str) -> int:
+        body = {"base_model": base}
+        [sequence] = running.client.post(f"/datasets/{asked}/preview", json=body).raise_for_status().json()["sequences"]
+        return len(sequence["token_ids"])
+
+    def read(model: str, **fields: Any) -> int:
+        body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1} | fields
+        answer = running.client.post("/v1/chat/completions", json=body).raise_for_status().json()
+        return int(answer["usage"]["prompt_tokens"])
+
+    assert read(name) == rendered(name) > rendered("demo-base") == read("demo-base")
+    # As this template has it, a prompt that leaves thinking to the model is that of ChatML.
+    assert read(name, chat_template_kwargs={"enable_thinking": True}) == read("demo-base")
+
+
+def test_a_text_is_gone_on_with(running: Service, tuned: dict[str, Any]) -> None:
+    name = tuned["model"]["name"]
+    sdk = openai.OpenAI(base_url=str(running.client.base_url.join("/v1")), api_key="any")
+    ask: Any = {"model": name, "prompt": "The kettle", "max_tokens": 12, "temperature": 0}
+    before = used(running, name)
+    whole = sdk.completions.create(**ask)
+    assert (whole.model, whole.object) == (name, "text_completion")
+    assert (
+        "".join(chunk.choices[0].text for chunk in sdk.completions.create(**ask, stream=True)) == whole.choices[0].text
+    )
+    assert whole.usage
+    counts = (1, whole.usage.prompt_tokens, whole.usage.completion_tokens)
+    expected = tuple(old + 2 * new for old, new in zip(before, counts, strict=True))
+    eventually(lambda: used(running, name) == expected, 5, f"usage of {expected}")
 
 
 def test_the_openai_sdk_chats_with_it_streaming_and_not(

@@ -25,9 +25,12 @@ TABLE: dict[str, tuple[str, dict[str, Any], str]] = {
     "dora": ("chat", {"method": {"variant": "dora"}, "hyperparameters": STEPS}, "merged"),
     "freeze": ("chat", {"method": {"type": "freeze"}, "hyperparameters": STEPS}, "merged"),
     "full": ("chat", {"method": {"type": "full"}, "hyperparameters": STEPS | {"learning_rate": 0.001}}, "merged"),
+    "galore": ("chat", {"method": {"type": "galore"}, "hyperparameters": STEPS | {"learning_rate": 0.001}}, "merged"),
+    "mod": ("chat", {"method": {"type": "mod"}, "hyperparameters": STEPS | {"learning_rate": 0.001}}, "merged"),
+    "apollo": ("chat", {"method": {"type": "apollo"}, "hyperparameters": STEPS | {"learning_rate": 0.001}}, "merged"),
 }
 # Served as others are: `make test-all` has them.
-RARELY = ("dora", "freeze")
+RARELY = ("dora", "freeze", "galore", "apollo")
 # vLLM loads what is converted, and weights of their own; all of the table would take it long on a CPU.
 ON_VLLM = ("pissa", "full", *(("dpo", "qlora", "rm") if THOROUGH else ()))
 
@@ -89,6 +92,33 @@ def test_all_of_it_is_trained_and_served(
         assert (model["kind"], model["status"], model["base_model"]) == (kind, "ready", "demo-base"), name
         if kind == "reward":
             prefers_right_answers_and_writes_none(running, model["name"])
+
+
+@pytest.mark.timeout(600)
+def test_what_was_fine_tuned_is_rewarded_by_what_was_trained_to_judge(running: Service, posted: dict[str, str]) -> None:
+    if "rm" not in posted:
+        pytest.skip("no reward model is trained on this column")
+    fine_tune, judge = (running.ended(posted[name])["model"]["name"] for name in ("pissa", "rm"))
+    # Each step has all of the prompts: what is rewarded in one can be compared with what is in another.
+    prompts = [{"prompt": user_turn(row), "reference": row["output"]} for row in sample_rows(8, seed=1)]
+    settings = {"epochs": 8, "batch_size": 64, "learning_rate": 0.001, "max_new_tokens": 24, "reward": judge}
+    id = running.create(
+        running.upload("\n".join(json.dumps(row, ensure_ascii=False) for row in prompts).encode()),
+        base_model=fine_tune, stage="rl", hyperparameters=settings, name="table-rl",
+    )  # fmt: skip
+    job = running.ended(id)
+    assert job["status"] == "succeeded", job["error"]
+    metrics = running.client.get(f"/jobs/{id}/metrics").json()["data"]
+    rewards = [row["reward"] for row in metrics]
+    assert len(rewards) == 8
+    assert min(rewards[-3:]) > max(rewards[:2])
+    asked = {
+        "model": "table-rl",
+        "max_tokens": 24,
+        "messages": [{"role": "user", "content": user_turn(sample_rows(1, 9)[0])}],
+    }
+    answer = running.client.post("/v1/chat/completions", json=asked).raise_for_status().json()
+    assert answer["choices"][0]["message"]["content"]
 
 
 def prefers_right_answers_and_writes_none(running: Service, name: str) -> None:

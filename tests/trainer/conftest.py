@@ -62,12 +62,39 @@ def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     return folder
 
 
+def counting(path: Path) -> str:
+    """42 conversations of different lengths."""
+    return write_rows(path, [chat(f"Count {'on ' * (i % 9)}to {i}.", f"It is {i}.") for i in range(42)])
+
+
+def contrary(path: Path) -> str:
+    """Other answers to such questions: whoever learns those soon gives these less and less."""
+    return write_rows(path, [chat(f"Count to {i}.", f"No {i}") for i in range(8)])
+
+
 @pytest.fixture
 def rows(tmp_path: Path) -> str:
-    """42 conversations of different lengths."""
-    return write_rows(
-        tmp_path / "rows.parquet", [chat(f"Count {'on ' * (i % 9)}to {i}.", f"It is {i}.") for i in range(42)]
-    )
+    return counting(tmp_path / "rows.parquet")
+
+
+@pytest.fixture(scope="session")
+def taught(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base after some lessons in counting: its answers are sentences, of which some are better than others."""
+    folder = tmp_path_factory.mktemp("taught")
+    settings = {"epochs": 10, "learning_rate": 0.003, "batch_size": 8}
+    spec = {"method": {"type": "full"}, "hyperparameters": settings, "deploy": {"mode": "merged"}}
+    paths = {"base_model": str(base), "chat_template": None, "rows": counting(folder / "rows.parquet"), "threads": 1}
+    before = signal.getsignal(signal.SIGTERM)
+    run(TrainerSpec.model_validate({"job": "job_0", "attempt": 1, "spec": spec, **paths}), folder, lambda *_, **__: None,
+        StopSignal())  # fmt: skip
+    signal.signal(signal.SIGTERM, before)
+    return folder / "merged"
+
+
+@pytest.fixture
+def base_of(base: Path, taught: Path) -> Callable[[str], Path]:
+    """The model that a stage begins with: what is rewarded must come about now and then."""
+    return lambda stage: taught if stage == "rl" else base
 
 
 @pytest.fixture
@@ -84,6 +111,7 @@ def rows_of(tmp_path: Path, rows: str) -> Callable[[str], str]:
         made: dict[str, list[dict[str, Any]]] = {
             "text": [{"text": f"Count {'on ' * (i % 9)}to {i}: it is {i}. " * (1 + i % 3)} for i in range(42)],
             "preference": [{"messages": m, "chosen": [c], "rejected": [r]} for m, c, r in zip(asked, good, bad, strict=True)],
+            "prompts": [{"messages": m, "reference": str(i)} for i, m in enumerate(asked)],
             "labels": [{"messages": [*m, b if i % 2 else a], "label": i % 2 == 0}
                        for i, (m, a, b) in enumerate(zip(asked, good, bad, strict=True))],
         }  # fmt: skip
@@ -99,7 +127,9 @@ def make_spec(base: Path, rows: str) -> Callable[..., TrainerSpec]:
     def make(**changes: Any) -> TrainerSpec:
         top = {key: changes.pop(key) for key in list(changes) if key in TrainerSpec.model_fields and key != "spec"}
         settings = {"epochs": 1, "learning_rate": 0.01, "batch_size": 8} | changes.pop("hyperparameters", {})
-        spec = {"hyperparameters": settings, **changes}
+        # The scorecard has tests of its own, and would cost the others more than their training.
+        check = {"scorecard": False} | changes.pop("check", {})
+        spec = {"hyperparameters": settings, "check": check, **changes}
         paths = {"base_model": str(base), "chat_template": None, "rows": rows, "threads": 1}
         return TrainerSpec.model_validate({"job": "job_1", "attempt": 1, "spec": spec, **paths, **top})
 

@@ -9,6 +9,10 @@ from typing import Any
 THOROUGH = int(os.environ.get("BURNISH_TEST_KILLS", "4")) >= 20
 FULL = {"learning_rate": 0.003}
 SETTINGS = {"epochs": 4}
+# On answers of the model that was taught to count; that a 7 in them is better is learned soon.
+RL = {
+    "max_new_tokens": 8, "batch_size": 32, "epochs": 3, "learning_rate": 0.01, "reward": {"type": "regex", "pattern": "7"}
+}  # fmt: skip
 
 STAGES: dict[str, dict[str, Any]] = {
     "sft": {},
@@ -20,6 +24,8 @@ STAGES: dict[str, dict[str, Any]] = {
     "dpo with orpo": {"stage": "dpo", "hyperparameters": {"loss": "orpo"}},
     "kto": {"stage": "kto"},
     "rm": {"stage": "rm"},
+    "rl": {"stage": "rl", "hyperparameters": RL},
+    "rl with rloo": {"stage": "rl", "hyperparameters": RL | {"algorithm": "rloo", "beta": 0.01}},
 }  # fmt: skip
 METHODS: dict[str, dict[str, Any]] = {
     "rslora": {"method": {"variant": "rslora", "alpha": 4}},
@@ -32,15 +38,18 @@ METHODS: dict[str, dict[str, Any]] = {
     "qlora int8": {"method": {"type": "qlora", "quantization": "int8"}},
     "full": {"method": {"type": "full"}, "hyperparameters": FULL},
     "freeze": {"method": {"type": "freeze", "layers": 1}, "hyperparameters": FULL},
+    "galore": {"method": {"type": "galore", "rank": 4, "update_interval": 3}, "hyperparameters": FULL},
+    "apollo": {"method": {"type": "apollo", "rank": 4, "update_interval": 2}, "hyperparameters": FULL},
+    "mod": {"method": {"type": "mod", "capacity": 0.5}, "hyperparameters": FULL},
 }
 
 # Every method with every stage: too many for each run of the tests.
 CROSSED = {
     f"{stage} by {method}": STAGES[stage] | {name: value for name, value in METHODS[method].items() if name == "method"}
     | {"hyperparameters": STAGES[stage].get("hyperparameters", {}) | METHODS[method].get("hyperparameters", {})}
-    for stage in ("pt", "dpo", "dpo with orpo", "kto", "rm")
-    for method in ("rslora", "dora", "pissa", "qlora nf4", "qlora int8", "full", "freeze")
-    if not (stage == "rm" and "qlora" in method)  # refused
+    for stage in ("pt", "dpo", "dpo with orpo", "kto", "rm", "rl")
+    for method in ("rslora", "dora", "pissa", "qlora nf4", "qlora int8", "full", "freeze", "galore", "apollo", "mod")
+    if not (stage == "rm" and "qlora" in method) and (stage == "pt" or method != "mod")  # refused
 }  # fmt: skip
 ALL = STAGES | METHODS | (CROSSED if THOROUGH else {})
 

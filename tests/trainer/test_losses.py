@@ -12,15 +12,27 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+)
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from app.jobs.hyperparameters import Kto, Preference
+from app.jobs.hyperparameters import Kto, Preference, Reinforcement
 from worker.trainer.data.render import Example
 from worker.trainer.data.rows import Item
+from worker.trainer.micro_batches import MicroBatches
 from worker.trainer.reference import with_reference
-from worker.trainer.stages import STAGES, kto, texts
+from worker.trainer.stages import STAGES, kto, rl, texts
 
 LENGTHS = ((9, 5, 8), (4, 7, 3), (14, 2, 6), (6, 6, 1), (3, 4, 9))  # of prompt, chosen and rejected answer
 CHAT = [{"prompt": "a", "chosen": "b", "rejected": "c"}]
@@ -38,6 +50,12 @@ def example(prompt: list[int], answer: list[int]) -> Example:
 ROWS = [[ids(np.random.default_rng([row, part]), length) for part, length in enumerate(lengths)]
         for row, lengths in enumerate(LENGTHS)]  # fmt: skip
 PAIRS = [Item((example(prompt, chosen), example(prompt, rejected))) for prompt, chosen, rejected in ROWS]
+
+
+@pytest.fixture(autouse=True)
+def in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where this machine is quick in bfloat16: theirs are computed so."""
+    monkeypatch.setattr("worker.trainer.base.computes_bf16", lambda: False)
 
 
 @pytest.fixture
@@ -79,7 +97,7 @@ def step_loss(stage: str, model: Any, items: list[Item], settings: Any, max_toke
     """A step's loss, of several micro-batches."""
     made = STAGES[stage].batches(items, 0, max_tokens)
     assert len(made) > 1
-    STAGES[stage].begin_step(model, made)
+    made = STAGES[stage].begin_step(model, made)
     count = sum(batch["count"] for batch in made)
     return torch.stack([STAGES[stage].loss(model, batch, settings)[0] for batch in made]).sum() / count
 
@@ -87,7 +105,7 @@ def step_loss(stage: str, model: Any, items: list[Item], settings: Any, max_toke
 @pytest.mark.parametrize("loss", ["sigmoid", "hinge", "ipo"])
 def test_losses_of_preferences_are_trl_s(model: Any, untrained: Any, tokenizer: Any, tmp_path: Path, loss: str) -> None:
     settings = Preference.model_validate({"loss": loss, "beta": 0.3})
-    items = with_reference(untrained, PAIRS, 0, 60)
+    items = with_reference(untrained, PAIRS, 0, MicroBatches(60, pytest.fail))
     batch = [{"prompt_ids": p, "chosen_ids": c, "rejected_ids": r} for p, c, r in ROWS]
 
     def theirs(copied: Any) -> torch.Tensor:
@@ -132,7 +150,7 @@ def test_the_loss_of_labels_is_trl_s(model: Any, untrained: Any, tokenizer: Any,
     # Of one length, so that no mismatched pair is cut, which TRL does not do.
     rows = [(prompt[:3], answer[:2] * 2, bool(i % 2)) for i, (prompt, answer, _) in enumerate(ROWS)]
     items = [Item((example(prompt, answer),), good=good) for prompt, answer, good in rows]
-    items = with_reference(untrained, kto.pair_up(items), 0, 60)
+    items = with_reference(untrained, kto.pair_up(items), 0, MicroBatches(60, pytest.fail))
     batch = [
         {"prompt_ids": prompt, "completion_ids": answer, "KL_completion_ids": rows[i - 1][1], "label": good}
         for i, (prompt, answer, good) in enumerate(rows)
@@ -163,3 +181,86 @@ def test_the_loss_of_reward_models_is_trl_s(base: Path, tokenizer: Any, tmp_path
         return found
 
     assert_same(scorer, step_loss("rm", scorer, PAIRS, None), theirs)
+
+
+# Two answers to each prompt, and what they are rewarded with.
+ANSWERS = [[example(prompt, each) for each in answers] for prompt, *answers in ROWS]
+WORTH = torch.tensor([[1.0, 0.0], [0.2, 0.7], [1.0, 1.0], [0.0, 0.5], [0.1, 0.9]])
+
+
+def rollouts(monkeypatch: pytest.MonkeyPatch, settings: Reinforcement, untrained: Any) -> rl.Rollouts:
+    """What would draw and judge just these answers."""
+    monkeypatch.setattr(rl.Rollouts, "_draw", lambda *_, **__: [each for answers in ANSWERS for each in answers])
+    monkeypatch.setattr(rl.Rollouts, "_judge", lambda *_: WORTH.flatten().tolist())
+    return rl.Rollouts(None, 0, [], settings, lambda _: [], dict(untrained.named_parameters()))
+
+
+def padded(sequences: list[list[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    side = "left" if left else "right"
+    made = [torch.nn.utils.rnn.pad_sequence([torch.tensor(each) for each in part], True, 0.0, side)
+            for part in (sequences, [[1] * len(each) for each in sequences])]  # fmt: skip
+    return made[0].long(), made[1].long()
+
+
+def said(model: Any, prompts: list[list[int]], answers: list[list[int]], width: int) -> torch.Tensor:
+    """Log-probabilities of the answers' tokens, [answers, width]; row by row, without padding."""
+    found = torch.zeros(len(answers), width)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].float()
+        found[row, : len(answer)] = logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None])[:, 0]
+    return found
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_losses_of_drawn_answers_are_trl_s(
+    model: Any,
+    untrained: Any,
+    tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    algorithm: str,
+    beta: float,
+) -> None:
+    settings = Reinforcement.model_validate({"algorithm": algorithm, "group_size": 2, "batch_size": 10, "beta": beta})
+    prompts = [prompt for prompt, *_ in ROWS for _ in range(2)]
+    answers = [answer for _, *two in ROWS for answer in two]
+    prompt_ids, prompt_mask = padded(prompts, left=True)
+    completion_ids, completion_mask = padded(answers, left=False)
+    given = {"prompt_ids": prompt_ids, "prompt_mask": prompt_mask, "completion_ids": completion_ids,
+             "completion_mask": completion_mask, "num_items_in_batch": completion_mask.sum().float()}  # fmt: skip
+    options = plain(
+        tmp_path,
+        beta=beta,
+        num_generations=2,
+        per_device_train_batch_size=10,
+        steps_per_generation=1,
+        max_completion_length=9,
+    )
+    kind, config = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)}[algorithm]
+    with torch.no_grad():
+        was, now = (said(each, prompts, answers, completion_ids.shape[1]) for each in (untrained, model))
+    if algorithm == "grpo":
+        advantage = (WORTH - WORTH.mean(1, keepdim=True)) / (WORTH.std(1, keepdim=True) + 1e-4)
+        given |= {"ref_per_token_logps": was}
+    else:
+        worth = WORTH - beta * (now - was).sum(1).view(5, 2)
+        advantage = worth - worth.flip(1)
+        given |= {"old_logps": now.sum(1)}
+    given["advantages"] = advantage.flatten()
+
+    def theirs(copied: Any) -> torch.Tensor:
+        some = Dataset.from_list([{"prompt": "a"}] * 10)
+        oracle = kind(copied, lambda **_: [0.0], config(**options), train_dataset=some, processing_class=tokenizer)
+        oracle.current_gradient_accumulation_steps = 1
+        oracle.model.train()
+        found: torch.Tensor = oracle._compute_loss(oracle.model, given)
+        return found
+
+    model.train()
+    items = [Item((example(prompt, []),), row={}) for prompt, *_ in ROWS]
+    made = rollouts(monkeypatch, settings, untrained).begin_step(model, rl.batches(items, 0, 60))
+    assert len(made) > 1
+    count = sum(batch["count"] for batch in made)
+    ours = torch.stack([rl.loss(model, batch, settings)[0] for batch in made]).sum() / count
+    assert_same(model, ours, theirs)

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
+from app.models.chat_templates import END_TOKENS, text_of
 from tests.trainer.conftest import chat
 from worker.trainer.data.conversation import Message
 from worker.trainer.data.kinds import render
-from worker.trainer.data.render import ChatTemplateError, Example
+from worker.trainer.data.render import ChatTemplateError, Example, Template, plan, plan_prompt, tokenize
 
 PLAIN = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -300,3 +302,76 @@ def test_absent_keys_are_left_out(tokenizer: Any) -> None:
         "role content",
         "role content",
     ]
+
+
+# What a family's conversation of two questions looks like, as its model's makers publish it; what is learned of it is in «».
+NAMED = {
+    "chatml": "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n«Hello.<|im_end|>»\n"
+    "<|im_start|>user\nBye?<|im_end|>\n<|im_start|>assistant\n«Bye.<|im_end|>»\n",
+    "gemma": "<bos><start_of_turn>user\nBe kind.\n\nHi?<end_of_turn>\n<start_of_turn>model\n«Hello.<end_of_turn>»\n"
+    "<start_of_turn>user\nBye?<end_of_turn>\n<start_of_turn>model\n«Bye.<end_of_turn>»\n",
+    "glm4": "[gMASK]<sop><|system|>\nBe kind.<|user|>\nHi?<|assistant|>\n«Hello.<|user|>»\nBye?<|assistant|>\n«Bye.<|user|>»",
+    "llama2": "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi? [/INST]« Hello. </s>»<s>[INST] Bye? [/INST]« Bye. </s>»",
+    "llama3": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nHi?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n«Hello.<|eot_id|>»"
+    "<|start_header_id|>user<|end_header_id|>\n\nBye?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n«Bye.<|eot_id|>»",
+    "mistral": "<s>[INST] Be kind.\n\nHi?[/INST]« Hello.</s>»[INST] Bye?[/INST]« Bye.</s>»",
+    "phi3": "<|system|>\nBe kind.<|end|>\n<|user|>\nHi?<|end|>\n<|assistant|>\n«Hello.<|end|>»\n"
+    "<|user|>\nBye?<|end|>\n<|assistant|>\n«Bye.<|end|>»\n",
+    "phi4": "<|im_start|>system<|im_sep|>Be kind.<|im_end|><|im_start|>user<|im_sep|>Hi?<|im_end|>"
+    "<|im_start|>assistant<|im_sep|>«Hello.<|im_end|>»<|im_start|>user<|im_sep|>Bye?<|im_end|>"
+    "<|im_start|>assistant<|im_sep|>«Bye.<|im_end|>»",
+    "plain": "System:\nBe kind.\n\nUser:\nHi?\n\nAssistant:\n«Hello.<|im_end|>»\n\nUser:\nBye?\n\nAssistant:\n«Bye.<|im_end|>»\n\n",
+    # The second of two texts: of the first question's answer the reasoning is left out.
+    "qwen3": "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n"
+    "<|im_start|>user\nBye?<|im_end|>\n<|im_start|>assistant\n«<think>\n\n</think>\n\nBye.<|im_end|>»\n",
+}
+BEGINS = {"gemma": "<bos>", "llama2": "<s>", "llama3": "<|begin_of_text|>", "mistral": "<s>"}
+SPOKEN = chat("Hi?", "Hello.", "Bye?", "Bye.", system="Be kind.")
+
+
+def named(tokenizer: Any, name: str) -> Any:
+    """A tokenizer with the template of this name and the tokens that a model of the family has."""
+    made = with_template(tokenizer, text_of(name))
+    end = END_TOKENS[name]
+    made.add_special_tokens({"bos_token": BEGINS[name]} if name in BEGINS else {})
+    made.add_tokens([AddedToken(end, special=True)] if end else [])
+    return made
+
+
+@pytest.mark.parametrize("name", END_TOKENS)
+def test_a_named_template_is_its_family_s(tokenizer: Any, name: str) -> None:
+    made = named(tokenizer, name)
+    *_, planned = plan(Template(made), SPOKEN, None)
+    text = planned.text
+    for start, end in reversed(planned.spans):
+        text = f"{text[:start]}«{text[start:end]}»{text[end:]}"
+    assert text == NAMED[name]
+    # The prompt that an engine is asked is what training shows before each answer, token for token.
+    [[*_, example]] = (
+        [each for _, each in parts] for _, parts in render(made, "chat", [{"messages": SPOKEN, "tools": None}])
+    )
+    asked = next(tokenize(made, [plan_prompt(Template(made, {"enable_thinking": True}), SPOKEN[:-1], None)])).token_ids
+    assert example.token_ids[: len(asked)].tolist() == asked.tolist()
+    assert example.loss_mask[len(asked)]
+    ends = example.token_ids[example.loss_mask][-1]
+    assert made.convert_ids_to_tokens(int(ends)) == (END_TOKENS[name] or tokenizer.eos_token)
+
+
+@pytest.mark.parametrize("name", END_TOKENS)
+def test_a_named_template_refuses_tools(tokenizer: Any, name: str) -> None:
+    for messages, tools in ((TALK, None), ([ASKED, turn("assistant", "Rain.")], TOOLS)):
+        with pytest.raises(ChatTemplateError, match="knows no tools"):
+            plan(Template(named(tokenizer, name)), messages, tools)
+
+
+def test_a_template_is_handed_its_arguments(tokenizer: Any) -> None:
+    made = named(tokenizer, "qwen3")
+    for arguments, seen in (
+        ({}, "<think>\n\n</think>\n\nHello.<|im_end|>"),
+        ({"enable_thinking": False}, "Hello.<|im_end|>"),
+    ):
+        [planned] = plan(Template(made, arguments), SPOKEN[:3], None)
+        assert [planned.text[start:end] for start, end in planned.spans] == [seen]
+    loud = "{{ messages[0].content if not louder else messages[0].content | upper }}"
+    assert plan_prompt(Template(made, {"louder": True}, loud), chat("a"), None).text == "A"

@@ -149,7 +149,8 @@ def test_a_checkpoint_is_all_that_serving_and_training_on_need(train: Run, base:
 
 
 def test_an_adapter_goes_on_from_where_it_was(train: Run, rows: str, base: Path, tmp_path: Path) -> None:
-    events = train(out="one", validation_rows=rows, hyperparameters={"epochs": 2})
+    others = {"validation_rows": rows, "validation": {"dataset": "ds_others"}}
+    events = train(out="one", hyperparameters={"epochs": 2}, **others)
     came_to = of_type(events, "validation")[-1]["loss"]
     fresh = of_type(train(out="new", hyperparameters={"batch_size": 42}), "step")[0]["loss"]
     adapter = str(tmp_path / "one/adapter")

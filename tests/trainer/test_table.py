@@ -14,9 +14,13 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from app.jobs.combinations import STAGES as KINDS
 from app.jobs.combinations import served
+from app.jobs.methods import Qlora
 from app.jobs.spec import JobSpec
 from tests.trainer.conftest import Run
 from tests.trainer.rows_of_the_table import ALL, job
+from worker.trainer.base import Base
+from worker.trainer.depths import load_routers
+from worker.trainer.methods import qlora
 
 
 def logprob(model: Any, token_ids: list[int]) -> float:
@@ -27,15 +31,21 @@ def logprob(model: Any, token_ids: list[int]) -> float:
 
 @pytest.mark.parametrize("name", ALL)
 def test_it_learns_and_plain_libraries_load_it(
-    train: Run, rows_of: Callable[[str], str], base: Path, tmp_path: Path, name: str
+    train: Run, rows_of: Callable[[str], str], base_of: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
     changes = job(ALL[name])
     spec = JobSpec.model_validate(changes)
     rows, mode = rows_of(KINDS[spec.stage].rows), served(spec.stage, spec.method).mode
-    events = train(rows=rows, validation_rows=rows, deploy={"mode": mode}, **changes)
+    base = base_of(spec.stage)
+    others = {"validation_rows": rows, "validation": {"dataset": "ds_others"}}
+    events = train(base_model=str(base), rows=rows, deploy={"mode": mode}, **others, **changes)
     steps, out = [event for event in events if event["type"] == "step"], tmp_path / "out"
     *_, last = (event for event in events if event["type"] == "validation")
-    assert last["loss"] < 0.8 * steps[0]["loss"]
+    if spec.stage == "rl":
+        assert last["reward"] > 0.5 + sum(step["reward"] for step in steps[:3]) / 3
+        assert last["loss"] == -last["reward"]
+    else:
+        assert last["loss"] < 0.8 * steps[0]["loss"]
     if spec.stage in ("dpo", "kto", "rm"):
         assert last["reward_accuracy"] > 0.9
     proof = json.loads((out / "proof.json").read_text())
@@ -47,6 +57,8 @@ def test_it_learns_and_plain_libraries_load_it(
         return
     if mode == "merged":
         model = AutoModelForCausalLM.from_pretrained(out / "merged")
+        if spec.method.type == "mod":
+            load_routers(model, out / "merged")
     else:
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out / "adapter")
     # The trainer computes in bfloat16 where the machine is quick in it, and QLoRA's with a coarser base.
@@ -72,3 +84,15 @@ def test_what_no_engine_loads_as_an_adapter_is_merged_also_where_it_is_only_stor
     assert (tmp_path / "out/merged/model.safetensors").is_file()
     train(out="plain", deploy={"mode": "none"}, hyperparameters={"max_steps": 1})
     assert not (tmp_path / "plain/merged").exists()
+
+
+def test_gradients_go_through_quantised_weights_also_after_the_model_was_only_asked(taught: Path) -> None:
+    base, method = Base(str(taught)), Qlora(type="qlora")
+    model = qlora.prepare(qlora.load_base(base, method), method)
+    ids = torch.arange(10, 20)[None]
+    with torch.no_grad():
+        model.eval()(input_ids=ids)
+    model.train()(input_ids=ids, labels=ids).loss.backward()
+    first = next(p for name, p in model.named_parameters() if "layers.0" in name and "lora_B" in name)
+    assert first.grad is not None
+    assert first.grad.abs().sum() > 0

@@ -22,7 +22,7 @@ from tests.jobs.test_lifecycle import job
 from worker import memory, trainers
 from worker.slots import own_slots
 from worker.supervisor import STOPPED_BY, Beat, Stop, train_next
-from worker.trainer.failures import of_the_machine
+from worker.trainer.failures import of_anything, unreadable_model
 
 __all__ = ["dataset", "job"]
 
@@ -119,7 +119,10 @@ def test_what_a_process_held_is_seen_and_a_kernel_s_kill_is_told(
     ],
 )
 def test_a_library_s_error_is_told_for_what_it_is(error: Exception, code: str) -> None:
-    assert of_the_machine(error).code == code
+    assert of_anything(error).code == code
+    # While a model is read, too, progress is told in a file and memory is taken.
+    reading = unreadable_model("folder", "weights", error)
+    assert reading.code == ("model_unreadable" if code == "trainer_error" else code)
 
 
 def test_a_checkpoint_that_does_not_fit_on_the_disk_is_told_for_that() -> None:
@@ -127,7 +130,7 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_is_told_for_that() -> None:
 
     with pytest.raises(RuntimeError) as raised:  # not an `OSError`, and not always the same words
         torch.save({"step": torch.zeros(300)}, "/dev/full")
-    assert of_the_machine(raised.value).code == "disk_full"
+    assert of_anything(raised.value).code == "disk_full"
 
 
 def test_an_attempt_whose_worker_meets_a_full_disk_is_lost_for_that(

@@ -18,11 +18,11 @@ from worker.reconcilers.leftovers import remove_leftovers
 __all__ = ["job"]
 
 
-def keep(claimed: Job, step: int) -> None:
+def keep(claimed: Job, step: int, loss: float | None = None) -> None:
     """What a supervisor does with a checkpoint that its trainer told of."""
     store(checkpoints.storage_key(claimed, step))
     with writing() as session:
-        dropped = checkpoints.add(session, attempts.hold(session, claimed), step, size=1)
+        dropped = checkpoints.add(session, attempts.hold(session, claimed), step, size=1, validation_loss=loss)
     checkpoints.drop(dropped)
 
 
@@ -55,6 +55,44 @@ def test_the_two_newest_are_kept(job: dict[str, Any], client: httpx.Client) -> N
     assert listed(client, job) == [(1, 30), (1, 20)]
     remove_leftovers()
     assert stored() == {"1-20", "1-30"}
+
+
+def test_the_best_is_kept_beside_them(job: dict[str, Any], client: httpx.Client) -> None:
+    claimed = claim()
+    for step, loss in ((10, 3.0), (20, 1.5), (30, 2.0), (40, 1.5), (50, None), (60, 2.5)):
+        keep(claimed, step, loss)
+    found = client.get(f"/jobs/{job['id']}/checkpoints").json()["data"]
+    assert [(each["step"], each["validation_loss"]) for each in found] == [(60, 2.5), (50, None), (20, 1.5)]
+    remove_leftovers()
+    assert stored() == {"1-20", "1-50", "1-60"}
+
+
+def test_a_validation_that_comes_after_its_checkpoint_is_told_of_there(
+    job: dict[str, Any], client: httpx.Client
+) -> None:
+    """As where a run was killed between the two."""
+    first = claim()
+    for step in (5, 10):
+        keep(first, step)
+    with writing() as session:
+        attempts.lose(session, attempts.hold(session, first), "trainer_died", "It died.")
+    second = claim()
+    with writing() as session:
+        attempts.record(session, attempts.hold(session, second), [{"type": "validation", "step": 10, "loss": 1.25}])
+    found = client.get(f"/jobs/{job['id']}/checkpoints").json()["data"]
+    assert [(each["step"], each["validation_loss"]) for each in found] == [(10, 1.25), (5, None)]
+
+
+def test_that_training_ended_early_is_an_event(job: dict[str, Any], client: httpx.Client) -> None:
+    claimed = claim()
+    early = {"type": "stopped_early", "step": 12, "validations": 3, "best_step": 6, "loss": 1.5}
+    with writing() as session:
+        attempts.record(session, attempts.hold(session, claimed), [early])
+    events = client.get(f"/jobs/{job['id']}/events").json()["data"]
+    (told,) = [event for event in events if event["type"] == "stopped_early"]
+    assert told["message"] == (
+        "Ended at step 12: 3 validations in a row had no lower loss. The lowest, 1.5000, is that of step 6."
+    )
 
 
 def test_the_next_attempt_goes_on_from_the_newest_that_is_there(job: dict[str, Any], client: httpx.Client) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from app.settings import Settings
 from worker.engine import embedded, vllm
 from worker.engine.protocol import InferenceEngine
+from worker.engine.rows import WantedEngine
 
 ENGINES: dict[str, InferenceEngine] = {"vllm": vllm, "embedded": embedded}
 
@@ -17,6 +18,6 @@ def choose_engine(settings: Settings) -> InferenceEngine:
     return ENGINES[name]
 
 
-def engine_for(kind: str, usual: InferenceEngine) -> InferenceEngine:
-    """The engine of a model of this kind: the embedded one scores, the machine's usual one writes answers."""
-    return embedded if kind == "reward" else usual
+def engine_for(wanted: WantedEngine, usual: InferenceEngine) -> InferenceEngine:
+    """The engine of these weights: the embedded one for reward models and Mixture-of-Depths, else the machine's usual one."""
+    return embedded if wanted.kind == "reward" or wanted.mixture_of_depths else usual

@@ -22,8 +22,9 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from worker.trainer.data.render import ChatTemplateError, Template, plan, plan_prompt
+from worker.trainer.data.render import Template, plan_prompt, render_answered
 from worker.trainer.data.tokenizer import load_tokenizer
+from worker.trainer.depths import has_routers, load_routers
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,10 @@ class EmbeddedModel:
         self.scores = (config.architectures or [""])[0].endswith("ForSequenceClassification")
         kind = AutoModelForSequenceClassification if self.scores else AutoModelForCausalLM
         base = kind.from_pretrained(path, dtype="auto", use_safetensors=True, **options)
+        if has_routers(config):
+            load_routers(base, path)
         self.model: Any = base.to(self.device).eval()
+        self.vocabulary = int(base.get_input_embeddings().num_embeddings)
         own = getattr(base.config.get_text_config(), "max_position_embeddings", None)
         self.max_length = min(max_length, own or max_length)
         ends = None if self.scores else base.generation_config.eos_token_id
@@ -71,18 +75,22 @@ class EmbeddedModel:
             self.model.delete_adapter(name)
         self.adapters.discard(name)
 
-    def render(self, messages: list[dict[str, Any]]) -> list[int]:
-        """The token ids of a conversation, up to where the assistant's answer begins. Raises `ChatTemplateError`."""
-        text = plan_prompt(Template(self.tokenizer), messages, tools=None).text
+    def render(
+        self, messages: list[dict[str, Any]], arguments: dict[str, Any] | None = None, template: str | None = None
+    ) -> list[int]:
+        """The token ids of a conversation, up to where the assistant's answer begins; `arguments` are the chat template's,
+        which is the model's own where none is given. Raises `ChatTemplateError`."""
+        text = plan_prompt(Template(self.tokenizer, arguments, template), messages, tools=None).text
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
-    def render_answered(self, messages: list[dict[str, Any]]) -> list[int]:
+    def render_answered(self, messages: list[dict[str, Any]], arguments: dict[str, Any] | None = None) -> list[int]:
         """The token ids of a conversation that ends with the assistant's turn, as training renders it. Raises
         `ChatTemplateError`."""
-        plans = plan(Template(self.tokenizer), messages, None, len(messages) - 1)
-        if not plans:
-            raise ChatTemplateError("the last message is not the assistant's answer to another one")
-        return list(self.tokenizer(plans[0].text, add_special_tokens=False).input_ids)
+        return render_answered(Template(self.tokenizer, arguments), messages, tools=None)
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a text as it is, with the special tokens that the tokenizer adds itself."""
+        return list(self.tokenizer(text).input_ids)
 
     def score(self, ids: list[int]) -> float:
         """A reward model's score of a text."""

@@ -20,7 +20,7 @@ from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 
 from worker.engine import embedded_wire as wire
 from worker.engine.embedded_model import EmbeddedModel, Sampling
-from worker.engine.embedded_wire import Refused
+from worker.engine.embedded_wire import Refused, Shape
 from worker.trainer.data.render import ChatTemplateError
 
 Result = TypeVar("Result")
@@ -83,29 +83,35 @@ def create_app(model: EmbeddedModel, served: str) -> FastAPI:
         return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
     @app.post("/v1/completions")
-    async def completions(request: Request) -> dict[str, Any]:
+    async def completions(request: Request) -> Any:
         body = await _body(request)
-        ids = body.get("prompt")
-        is_ids = isinstance(ids, list) and len(ids) > 1 and all(isinstance(each, int) for each in ids)
-        if not isinstance(ids, list) or not is_ids or body.get("prompt_logprobs") != 0:
-            raise Refused("The embedded engine completes only to score: a prompt of token ids, with prompt_logprobs 0.")
-        _check_length(model, ids)
-        values = await in_turn(model.log_probabilities, adapter_of(body.get("model")), ids)
-        return wire.scored(_new_id(), str(body["model"]), ids, values)
+        scores = body.get("prompt_logprobs") == 0 and isinstance(body.get("prompt"), list)
+        if scores:
+            del body["prompt_logprobs"]
+        body = wire.check_completion(body)
+        adapter, prompt = adapter_of(body.get("model")), body["prompt"]
+        ids = model.encode(prompt) if isinstance(prompt, str) else prompt
+        if not ids or not all(0 <= each < model.vocabulary for each in ids):
+            raise Refused(f"The prompt must be tokens from 0 to {model.vocabulary - 1}, one at least.", "prompt")
+        room = _check_length(model, ids, "prompt")
+        if not scores:
+            return await answered(wire.COMPLETION, request, body, adapter, ids, min(body.get("max_tokens", 16), room))
+        values = await in_turn(model.log_probabilities, adapter, ids)
+        return wire.scored(_new_id(wire.COMPLETION), str(body["model"]), ids, values)
 
     @app.post("/v1/score")
     async def score(request: Request) -> dict[str, Any]:
         body = await _body(request)
         if not model.scores:
             raise Refused("This model writes answers; only a reward model scores them.", "model")
-        texts = list(body.get("token_ids", []))
+        texts, arguments = list(body.get("token_ids", [])), body.get("chat_template_kwargs")
         for number, messages in enumerate(body.get("conversations", [])):
             try:
-                texts.append(model.render_answered(messages))
+                texts.append(model.render_answered(messages, arguments))
             except ChatTemplateError as error:
                 raise Refused(f"The chat template refuses conversation {number}: {error}", "conversations") from error
         for ids in texts:
-            _check_length(model, ids)
+            _check_length(model, ids, "conversations")
         data = [
             {"object": "score", "index": i, "score": await in_turn(model.score, ids)} for i, ids in enumerate(texts)
         ]
@@ -115,26 +121,33 @@ def create_app(model: EmbeddedModel, served: str) -> FastAPI:
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Any:
         body = wire.check_chat(await _body(request))
-        adapter, name = adapter_of(body.get("model")), str(body["model"])
+        adapter = adapter_of(body.get("model"))
         try:
-            ids = model.render(body["messages"])
+            ids = model.render(body["messages"], body["chat_template_kwargs"], body.get("chat_template"))
         except ChatTemplateError as error:
             raise Refused(f"The chat template refuses these messages: {error}", "messages", "invalid_value") from error
-        room = _check_length(model, ids)
+        room = _check_length(model, ids, "messages")
         limit = min(body.get("max_completion_tokens", body.get("max_tokens", room)), room)
-        ends = model.end_ids | set(body["stop_token_ids"])
+        return await answered(wire.CHAT, request, body, adapter, ids, limit)
+
+    async def answered(
+        shape: Shape, request: Request, body: dict[str, Any], adapter: str | None, ids: list[int], limit: int
+    ) -> Any:
+        """The answer that follows these tokens, at most `limit` of them, in one piece or as events."""
+        name, ends = str(body["model"]), model.end_ids | set(body["stop_token_ids"])
         sampling = Sampling(limit, body.get("temperature"), body.get("top_p"), body.get("seed"), ends)
         answer = Answer()
         pieces = _pieces(model, turn, request, adapter, ids, sampling, body["stop"], answer)
         if body.get("stream"):
             options = body.get("stream_options", {})
             return StreamingResponse(
-                _events(pieces, answer, name, len(ids), options),
+                _events(shape, pieces, answer, name, len(ids), options),
                 media_type="text/event-stream",
             )
         async for _ in pieces:
             pass
-        return wire.completion(_new_id(), name, answer.text, answer.finish, wire.count(len(ids), len(answer.tokens)))
+        usage = wire.count(len(ids), len(answer.tokens))
+        return wire.completion(shape, _new_id(shape), name, answer.text, answer.finish, usage)
 
     return app
 
@@ -196,23 +209,24 @@ async def _pieces(
 
 
 async def _events(
-    pieces: AsyncGenerator[str], answer: Answer, name: str, prompt: int, options: dict[str, Any]
+    shape: Shape, pieces: AsyncGenerator[str], answer: Answer, name: str, prompt: int, options: dict[str, Any]
 ) -> AsyncIterator[str]:
     """The server-sent events of a streamed answer; `options` are the request's `stream_options`."""
-    id = _new_id()
+    id = _new_id(shape)
 
-    def event(delta: dict[str, Any], finish: str | None = None) -> str:
+    def event(part: dict[str, Any], finish: str | None = None) -> str:
         used = {"usage": wire.count(prompt, len(answer.tokens))} if options.get("continuous_usage_stats") else {}
-        return _event(wire.chunk(id, name, delta, finish) | used)
+        return _event(wire.chunk(shape, id, name, part, finish) | used)
 
-    yield event({"role": "assistant", "content": ""})
+    if shape.opening:
+        yield event(shape.opening)
     async with aclosing(pieces):
         async for piece in pieces:
-            yield event({"content": piece})
-    yield event({}, answer.finish)
+            yield event(shape.piece(piece))
+    yield event(shape.ending, answer.finish)
     if options.get("include_usage"):
         total = wire.count(prompt, len(answer.tokens))
-        yield _event(wire.chunk(id, name, {}) | {"choices": [], "usage": total})
+        yield _event(wire.chunk(shape, id, name, {}) | {"choices": [], "usage": total})
     yield "data: [DONE]\n\n"
 
 
@@ -220,8 +234,8 @@ def _event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
-def _new_id() -> str:
-    return f"chatcmpl-{uuid.uuid4().hex}"
+def _new_id(shape: Shape) -> str:
+    return f"{shape.prefix}-{uuid.uuid4().hex}"
 
 
 async def _body(request: Request) -> dict[str, Any]:
@@ -234,12 +248,12 @@ async def _body(request: Request) -> dict[str, Any]:
     return body
 
 
-def _check_length(model: EmbeddedModel, ids: list[int]) -> int:
+def _check_length(model: EmbeddedModel, ids: list[int], param: str) -> int:
     """How many tokens may follow the prompt. Raises `Refused` when none may."""
     room = model.max_length - len(ids)
     if room < 1:
         message = f"The prompt has {len(ids)} tokens, and the context is {model.max_length} tokens long."
-        raise Refused(message, "messages", "context_length_exceeded")
+        raise Refused(message, param, "context_length_exceeded")
     return room
 
 

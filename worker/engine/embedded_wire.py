@@ -1,18 +1,17 @@
-"""What the embedded engine takes and refuses of OpenAI's chat request, and the shapes of what it answers."""
+"""What the embedded engine takes and refuses of OpenAI's requests, and the shapes of what it answers."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from fastapi.responses import JSONResponse
 
 # Fields that are understood. Any other may be sent only with a value that asks for nothing.
-KNOWN = {
+COMMON = {
     "model",
-    "messages",
     "max_tokens",
-    "max_completion_tokens",
     "temperature",
     "top_p",
     "stop",
@@ -21,9 +20,14 @@ KNOWN = {
     "stream",
     "stream_options",
 }
+OF_CHAT = COMMON | {"messages", "max_completion_tokens", "chat_template", "chat_template_kwargs"}
+OF_COMPLETION = COMMON | {"prompt"}
 IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
     "logprobs": (False,),
     "top_logprobs": (0,),
     "presence_penalty": (0,),
@@ -55,13 +59,31 @@ class Refused(Exception):
         return JSONResponse({"error": fields}, self.status)
 
 
-def check_chat(body: Any) -> dict[str, Any]:
-    """The request's fields, nulls left out. Raises `Refused` for what is malformed or is not served here."""
-    if not isinstance(body, dict):
-        raise Refused("The body must be a JSON object.")
+def check_chat(body: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a chat request, nulls left out. Raises `Refused` for what is malformed or is not served here."""
+    fields = _check(body, OF_CHAT)
+    fields["messages"] = [_message(each) for each in _list(fields.get("messages"), "messages")]
+    if not isinstance(fields.setdefault("chat_template_kwargs", {}), dict):
+        raise Refused("chat_template_kwargs must be an object.", "chat_template_kwargs", "invalid_value")
+    if not isinstance(fields.get("chat_template", ""), str):
+        raise Refused("chat_template must be text.", "chat_template", "invalid_value")
+    return fields
+
+
+def check_completion(body: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a completion request, nulls left out; its prompt is a text or the ids of one. Raises `Refused`."""
+    fields = _check(body, OF_COMPLETION)
+    prompt = fields.get("prompt")
+    is_ids = isinstance(prompt, list) and all(isinstance(each, int) and not isinstance(each, bool) for each in prompt)
+    if not prompt or not (is_ids or isinstance(prompt, str)):
+        raise Refused("prompt must be one text, or its token ids, and not empty.", "prompt", "invalid_value")
+    return fields
+
+
+def _check(body: dict[str, Any], known: set[str]) -> dict[str, Any]:
     fields = {name: value for name, value in body.items() if value is not None and name not in IGNORED}
     for name, value in fields.items():
-        if name not in KNOWN and not any(value == neutral for neutral in NEUTRAL.get(name, ())):
+        if name not in known and not any(value == neutral for neutral in NEUTRAL.get(name, ())):
             raise Refused(f"The embedded engine does not support {name}={value!r}.", name, "unsupported_parameter")
         if name in RANGES:
             kind, low, high = RANGES[name]
@@ -69,7 +91,6 @@ def check_chat(body: Any) -> dict[str, Any]:
                 raise Refused(
                     f"{name} must be a number from {low:g} to {high:g}, not {value!r}.", name, "invalid_value"
                 )
-    fields["messages"] = [_message(each) for each in _list(fields.get("messages"), "messages")]
     stop = fields.get("stop", [])
     fields["stop"] = [stop] if isinstance(stop, str) else stop
     if not isinstance(fields["stop"], list) or not all(isinstance(each, str) and each for each in fields["stop"]):
@@ -82,17 +103,49 @@ def check_chat(body: Any) -> dict[str, Any]:
     return fields
 
 
-def chunk(id: str, model: str, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+class Shape(NamedTuple):
+    """How an answer is written: the prefix of its id, its kind in one piece and as events, and what a choice has of the text:
+    all of it, what is new, how the first event opens (None: it does not) and how the last one ends."""
+
+    prefix: str
+    kind: str
+    event_kind: str
+    whole: Callable[[str], dict[str, Any]]
+    piece: Callable[[str], dict[str, Any]]
+    opening: dict[str, Any] | None
+    ending: dict[str, Any]
+
+
+CHAT = Shape(
+    prefix="chatcmpl",
+    kind="chat.completion",
+    event_kind="chat.completion.chunk",
+    whole=lambda text: {"message": {"role": "assistant", "content": text}},
+    piece=lambda text: {"delta": {"content": text}},
+    opening={"delta": {"role": "assistant", "content": ""}},
+    ending={"delta": {}},
+)
+COMPLETION = Shape(
+    prefix="cmpl",
+    kind="text_completion",
+    event_kind="text_completion",
+    whole=lambda text: {"text": text},
+    piece=lambda text: {"text": text},
+    opening=None,
+    ending={"text": ""},
+)
+
+
+def chunk(shape: Shape, id: str, model: str, part: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
     """One event of a stream."""
-    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-    return _envelope(id, "chat.completion.chunk", model) | {"choices": [choice]}
+    choice = {"index": 0, **part, "logprobs": None, "finish_reason": finish}
+    return _envelope(id, shape.event_kind, model) | {"choices": [choice]}
 
 
-def completion(id: str, model: str, text: str, finish: str, usage: dict[str, int]) -> dict[str, Any]:
+def completion(shape: Shape, id: str, model: str, text: str, finish: str, usage: dict[str, int]) -> dict[str, Any]:
     """A whole answer."""
-    message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
-    return _envelope(id, "chat.completion", model) | {"choices": [choice], "usage": usage}
+    choice = {"index": 0, **shape.whole(text), "logprobs": None, "finish_reason": finish}
+    return _envelope(id, shape.kind, model) | {"choices": [choice], "usage": usage}
 
 
 def scored(id: str, model: str, ids: list[int], log_probabilities: list[float]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class WantedEngine:
     location: str | None
     chat_template: str | None
     own_code: bool
+    mixture_of_depths: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def _wanted(engine: Engine, model: Model) -> WantedEngine:
         location=model.location,
         chat_template=model.chat_template,
         own_code=runs_own_code(model),
+        mixture_of_depths=bool(model.facts.get("mixture_of_depths")),
     )
 
 

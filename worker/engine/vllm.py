@@ -38,7 +38,8 @@ def command(launch: Launch, settings: Settings) -> list[str]:
         "--max-model-len": str(_context(launch.path, settings)),
         "--load-format": "safetensors",
     }
-    flags = ["--disable-uvicorn-access-log"]
+    # An adapter may have a template of its own, which comes with its requests; of others the gateway lets none through.
+    flags = ["--disable-uvicorn-access-log", "--trust-request-chat-template"]
     flags += ["--trust-remote-code"] if launch.own_code else []
     if launch.template is not None:
         arguments["--chat-template"] = str(launch.template)

@@ -22,7 +22,13 @@ Parts = list[tuple[str, Plan]]
 
 
 def check(
-    tokenizer: Any, rows: str, kind: str, max_length: int, validation: str | None, validation_kind: str | None
+    tokenizer: Any,
+    rows: str,
+    kind: str,
+    max_length: int,
+    validation: str | None,
+    validation_kind: str | None,
+    template_arguments: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Renders a file of canonical rows (at most 20,000 of them, drawn evenly) and counts; compares it with a second one.
 
@@ -30,7 +36,7 @@ def check(
     counted as they are before the cut at `max_length`; a row is as long as its longest sequence. Raises
     `ChatTemplateError` where there is no template to render any row with.
     """
-    template = None if kind == "text" else Template(tokenizer)
+    template = None if kind == "text" else Template(tokenizer, template_arguments)
     lengths: list[int] = []
     total = loss = refused = without_loss = cut_rows = cut_tokens = cut_ends = 0
     first_refusal = None

@@ -11,13 +11,15 @@ from worker.trainer.data.kinds import examples, plan_row
 from worker.trainer.data.render import Template
 
 
-def preview(tokenizer: Any, rows: str, kind: str, row: int, max_length: int) -> list[dict[str, Any]]:
+def preview(
+    tokenizer: Any, rows: str, kind: str, row: int, max_length: int, template_arguments: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """The sequences of row number `row` (from 0) of a file of canonical rows, cut to `max_length` tokens.
 
     Of each: part, text, token_ids, tokens (which joined are the text), loss_mask (1 on learned tokens), and cut_tokens (how
     many were cut off). Raises `ChatTemplateError`.
     """
-    template = None if kind == "text" else Template(tokenizer)
+    template = None if kind == "text" else Template(tokenizer, template_arguments)
     parts = plan_row(template, kind, next(read_rows(Path(rows), row)))
     sequences = []
     for (part, plan), example in zip(parts, examples(tokenizer, kind, [plan for _, plan in parts]), strict=True):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from worker.trainer.devices import see_only_own
 from worker.trainer.events import claim_stdout
-from worker.trainer.failures import Failure, Stopped, of_the_machine
+from worker.trainer.failures import Failure, Stopped, of_anything
 from worker.trainer.stopping import StopSignal
 
 FINISHED, FAILED, STOPPED = 0, 1, 3
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
         return FAILED
     except Exception as error:
         traceback.print_exc()
-        cause = of_the_machine(error)
+        cause = of_anything(error)
         emit("failed", code=cause.code, message=cause.message, hint=cause.hint)
         return FAILED
     return FINISHED

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from worker.trainer.artifacts import sync, sync_entry
-from worker.trainer.failures import Failure
+from worker.trainer.failures import Failure, of_the_machine
 
 STATE = "run.json"
 # Where no number of steps is asked for, this much time passes between two: what a crash costs at most.
@@ -22,13 +22,20 @@ SECONDS_BETWEEN = 120.0
 class RunState(BaseModel):
     """What the Trainer's own files do not hold. `made_with` is what the bits depend on: versions, hardware, micro-batch.
 
-    `pending_validation`: the step ends an epoch that was not validated yet.
+    `pending_validation`: the step was to be validated, and was not yet. `best_loss` and `best_step` are those of the lowest
+    validation loss so far, `without_gain` counts the validations since then. `micro_batch_tokens` is what a
+    micro-batch has come to by then; the one in `made_with` is that of the first step. What has a default is not in checkpoints
+    that an older version made.
     """
 
     step: int
     loss: float
     validation_loss: float | None
     pending_validation: bool
+    micro_batch_tokens: int | None = None
+    best_loss: float | None = None
+    best_step: int | None = None
+    without_gain: int = 0
     made_with: dict[str, Any]
 
 
@@ -36,14 +43,15 @@ class RunState(BaseModel):
 class Checkpoints:
     """Where checkpoints are written, how often (None: by time), and the one to go on from.
 
-    `save(model, folder, state)` writes what is learned so far, as it can be served; `load(model, folder)` puts it back.
-    The Trainer's own files lie beside that.
+    `save(model, folder, state)` writes what is learned so far, as it can be served, into the folder `kind` of a checkpoint;
+    `load(model, folder)` puts it back. The Trainer's own files lie beside that.
     """
 
     folder: Path
     every: int | None
     resume_from: Path | None
     made_with: dict[str, Any]
+    kind: str
     save: Callable[[Any, Path, RunState], None]
     load: Callable[[Any, Path], None]
 
@@ -59,7 +67,9 @@ def read_state(folder: Path) -> RunState:
 def unreadable_checkpoint(folder: Path, error: Exception) -> Failure:
     """The failure to read the checkpoint in `folder`."""
     message = f"The checkpoint {folder} cannot be read: {error}"
-    return Failure("checkpoint_unreadable", message, "This is a fault of the service, not of the job.")
+    return of_the_machine(error) or Failure(
+        "checkpoint_unreadable", message, "This is a fault of the service, not of the job."
+    )
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -35,17 +35,18 @@ class Stopped(BaseException):
 def unreadable_model(folder: str, what: str, error: Exception) -> Failure:
     """The failure to read `what` of the base model in `folder`."""
     reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return Failure(
+    failure = Failure(
         "model_unreadable",
         f"The base model's {what} cannot be read from {folder}: {reason}",
         "Register the model from a folder that transformers can load, with safetensors weights and tokenizer.json.",
     )
+    return of_the_machine(error) or failure
 
 
-def of_the_machine(error: Exception) -> Failure:
-    """The failure that an exception of a library is: no memory, no disk, a GPU that does not work, or a fault."""
-    words = next(iter(str(error).splitlines()), "no message")
-    name = type(error).__name__
+def of_the_machine(error: Exception) -> Failure | None:
+    """The machine's failure that an exception of a library is: no memory, no disk (what is read may tell of its progress in a
+    file), a GPU that does not work. None where it is none of these."""
+    words, name = _words(error), type(error).__name__
     # CUDA's own error, Python's, and the RuntimeError that PyTorch's CPU allocator raises.
     is_cpu_allocator = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     if isinstance(error, MemoryError) or name == "OutOfMemoryError" or is_cpu_allocator:
@@ -54,4 +55,14 @@ def of_the_machine(error: Exception) -> Failure:
         return Failure("disk_full", f"The worker's disk is full: {words}", "Make room in its BURNISH_HOME.")
     if name == "AcceleratorError" or (isinstance(error, RuntimeError) and "CUDA error" in str(error)):
         return Failure("gpu_failed", f"The GPU failed: {words}", "`dmesg` and `nvidia-smi -q` tell of its state.")
-    return Failure("trainer_error", f"{name}: {words}", "The job's log has the whole traceback.")
+    return None
+
+
+def of_anything(error: Exception) -> Failure:
+    """The failure that an exception of a library is: the machine's, or a fault."""
+    fault = f"{type(error).__name__}: {_words(error)}"
+    return of_the_machine(error) or Failure("trainer_error", fault, "The job's log has the whole traceback.")
+
+
+def _words(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "no message")

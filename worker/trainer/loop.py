@@ -1,6 +1,6 @@
 """The one training loop: transformers' `Trainer`, with our batches and our loss.
 
-An optimiser step is `batch_size` rows exactly, however many micro-batches they are run in. Its loss is the mean over all
+An optimiser step is `rows_per_step` rows exactly, however many micro-batches they are run in. Its loss is the mean over all
 that the stage counts in the step (for `sft` loss tokens), so it does not depend on how the rows were split.
 """
 
@@ -8,55 +8,53 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import send_to_device
-from peft.optimizers import create_loraplus_optimizer
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from app.jobs.hyperparameters import Hyperparameters, Supervised
+from app.jobs.estimate import Memory, count_steps
+from app.jobs.hyperparameters import Hyperparameters, Reinforcement
+from app.jobs.spec import Validation
+from worker.trainer.arguments import arguments_of
 from worker.trainer.base import autocast
 from worker.trainer.checkpoints import SECONDS_BETWEEN, Checkpoints, RunState, commit, read_state
 from worker.trainer.data.batches import LengthBuckets
 from worker.trainer.data.rows import Item
 from worker.trainer.events import Emit
 from worker.trainer.failures import Failure
+from worker.trainer.micro_batches import MicroBatches
+from worker.trainer.preflight import fly, is_needed
 from worker.trainer.stages import Stage
 from worker.trainer.stages.texts import Batch
+from worker.trainer.validating import BestWeights, Judge, add, means, measure
 
-# Padded tokens of a micro-batch: enough to keep the cores or the GPU busy, little enough for its activations to fit.
-MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 8192}
+Found = TypeVar("Found")
 
-_SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+# (model, the options of torch's AdamW) → what changes its weights; None: AdamW.
+MakeOptimizer = Callable[[Any, dict[str, Any]], torch.optim.Optimizer | None]
+
 _SPEED_WINDOW = 50  # steps over which tokens per second and the time left are measured
-_VALIDATION_ROWS = 256  # rows sorted and split together
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a finished or stopped run came to. Losses are those of the last step and of the last validation."""
+    """What a finished or stopped run came to. Losses are those of the last step, of the last validation and of the best one."""
 
     steps: int
     loss: float
     validation_loss: float | None
-
-
-def micro_batch_tokens() -> int:
-    """Padded tokens of a micro-batch on this machine."""
-    return MICRO_BATCH_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
-
-
-def count_steps(items: int, settings: Hyperparameters) -> int:
-    """Optimiser steps of a run: `epochs` passes, an incomplete last batch counted, or `max_steps` if that is fewer."""
-    steps = math.ceil(float(settings.epochs) * math.ceil(items / settings.batch_size))
-    return min(steps, settings.max_steps or steps)
+    best_step: int | None
+    best_validation_loss: float | None
+    stopped_early: bool
 
 
 def train(
@@ -66,20 +64,29 @@ def train(
     validation: list[Item],
     settings: Hyperparameters,
     *,
-    plus: float | None,
+    judged_by: Validation | None,
+    make_optimizer: MakeOptimizer,
     pad_id: int,
+    micro_batches: MicroBatches,
+    estimate: Memory | None,
     checkpoints: Checkpoints,
     emit: Emit,
     stop_requested: Callable[[], bool],
 ) -> Outcome:
     """Trains `model` in place, emits `step`, `validation` and `checkpoint` events, and ends after the step in which a stop
-    was asked, with a checkpoint of it.
+    was asked, with a checkpoint of it. `judged_by` says when `validation` is looked at, and what follows from it.
 
     Raises `Failure` `loss_not_finite`.
     """
-    loop = _Loop(model, stage, items, validation, settings, plus, pad_id, checkpoints, emit, stop_requested)
+    judge_by = judged_by if validation else None
+    loop = _Loop(
+        model, stage, items, validation, settings, judge_by, make_optimizer, pad_id, micro_batches, estimate, checkpoints, emit,
+        stop_requested,
+    )  # fmt: skip
     loop.run()
-    return Outcome(loop.state.global_step, loop.last_loss, loop.last_validation_loss)
+    step, judge = loop.state.global_step, loop.judge
+    early = judge.has_seen_enough() and step < loop.args.max_steps
+    return Outcome(step, loop.last_loss, judge.last_loss, judge.best_step, judge.best_loss, early)
 
 
 class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
@@ -90,8 +97,11 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         items: list[Item],
         validation: list[Item],
         settings: Hyperparameters,
-        plus: float | None,
+        judged_by: Validation | None,
+        make_optimizer: MakeOptimizer,
         pad_id: int,
+        micro_batches: MicroBatches,
+        estimate: Memory | None,
         checkpoints: Checkpoints,
         emit: Emit,
         stop_requested: Callable[[], bool],
@@ -99,12 +109,16 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         self.stage = stage
         self.validation = validation
         self.settings = settings
-        self.plus = plus
+        self.make_optimizer = make_optimizer
         self.pad_id = pad_id
+        self.micro_batches = micro_batches
+        self.estimate = estimate
         self.checkpoints = checkpoints
         self.resumed = read_state(checkpoints.resume_from) if checkpoints.resume_from else None
-        self.steps_per_epoch = math.ceil(len(items) / settings.batch_size)
-        self.saved_step = self.validated_step = self.resumed.step if self.resumed else 0
+        self.steps_per_epoch = math.ceil(len(items) / settings.rows_per_step)
+        self.judge = Judge(judged_by, self.resumed)
+        self.best = BestWeights(checkpoints)
+        self.saved_step = self.resumed.step if self.resumed else 0
         self.saved_at = perf_counter()
         self.emit = emit
         self.stop_requested = stop_requested
@@ -113,41 +127,68 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         self.step_tokens = 0
         self.measured: dict[str, float] = {}
         self.last_loss = self.resumed.loss if self.resumed else math.nan
-        self.last_validation_loss = self.resumed.validation_loss if self.resumed else None
         super().__init__(
             model=model,
-            args=_arguments(settings, count_steps(len(items), settings), checkpoints.folder),
+            args=arguments_of(settings, count_steps(len(items), settings), checkpoints.folder),
             train_dataset=items,
             callbacks=[_Hooks(self)],
         )
         self.remove_callback(PrinterCallback)
 
     def run(self) -> None:
-        """Trains from the first step, or from the one after the checkpoint's."""
+        """Trains from the first step, or from the one after the checkpoint's, and leaves the model as the outcome is to be."""
         if self.resumed is None:
             self.train()
-            return
-        folder = str(self.checkpoints.resume_from)
-        if self.resumed.step < self.args.max_steps:
+        else:
+            self._go_on(self.resumed, str(self.checkpoints.resume_from))
+        last = self.judge.best_step in (None, self.state.global_step)
+        if self.judge.keeps_best() and not last and not self.stop_requested():
+            self.best.load(self.model)
+
+    def _go_on(self, resumed: RunState, folder: str) -> None:
+        """First the validation that the resumed run had not come to: it may be the one that ends the run."""
+        if resumed.pending_validation:
+            self._load_from_checkpoint(folder)
+            self.state.global_step = resumed.step
+            self.validate()
+            if self.stop_requested():
+                return
+        if self.judge.keeps_best() and self.judge.best_step is not None:
+            self.best.take(Path(folder), own=self.judge.best_step == resumed.step)
+        if resumed.step < self.args.max_steps and not self.judge.has_seen_enough():
             self.train(resume_from_checkpoint=folder)
             return
         # It had come to its end: the Trainer would take the rest of a last epoch that `max_steps` cuts off.
         self._load_from_checkpoint(folder)
-        self.state.global_step = self.resumed.step
-        self.validate_pending()
+        self.state.global_step = resumed.step
 
-    def validate_pending(self) -> None:
-        """The validation that the resumed run had not come to."""
-        if self.resumed is not None and self.resumed.pending_validation and self.validation:
-            self.validate()
+    def preflight(self) -> None:
+        """Finds out whether the longest rows fit, before anything is trained, and tells of it. Nothing else is different after."""
+        told: dict[str, Any] = {"peak_memory_bytes": None, "seconds": None}
+        if is_needed(self.estimate) and not isinstance(self.settings, Reinforcement):  # whose texts are yet to be drawn
+            self.emit("phase", phase="preflight")
+            longest = sorted(self.train_dataset, key=lambda item: item.length)[-self.settings.rows_per_step :]
+            flight = fly(self.model, self.optimizer, partial(self._fit, "in the preflight", longest), self._learn_from)
+            epochs = (self.args.max_steps - self.state.global_step) / self.steps_per_epoch
+            seconds = flight.seconds_a_token * epochs * sum(item.length for item in self.train_dataset)
+            told = {"peak_memory_bytes": flight.peak_bytes, "seconds": round(seconds, 1)}
+        self.emit("preflight", estimated_memory_bytes=self.estimate.total if self.estimate else None, **told)
+        self.emit("phase", phase="training")
 
     def ends_epoch(self) -> bool:
         """Whether an epoch, or the run, ends with the present step."""
         step = self.state.global_step
         return bool(step % self.steps_per_epoch == 0 or step == self.args.max_steps)
 
+    def is_validation_due(self) -> bool:
+        """Whether there is to be a validation after the present step."""
+        step = self.state.global_step
+        return self.judge.is_due(step, ends_epoch=self.ends_epoch(), ends_run=step == self.args.max_steps)
+
     def is_checkpoint_due(self) -> bool:
-        """Whether it is time for a checkpoint within an epoch."""
+        """Whether it is time for a checkpoint: one is made with each validation, and at an epoch's end."""
+        if self.ends_epoch() or self.is_validation_due():
+            return True
         if self.checkpoints.every is not None:
             return int(self.state.global_step) % self.checkpoints.every == 0
         return perf_counter() - self.saved_at > SECONDS_BETWEEN
@@ -161,18 +202,31 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         if step == self.saved_step:
             return
         super()._save_checkpoint(model, trial)
-        target = self.checkpoints.folder / f"step-{step}"
-        commit(Path(self._get_output_dir(trial)) / f"checkpoint-{step}", target, self._run_state())
+        staged, target = (
+            Path(self._get_output_dir(trial)) / f"checkpoint-{step}",
+            self.checkpoints.folder / f"step-{step}",
+        )
+        judge = self.judge
+        if judge.keeps_best() and judge.best_step == step:
+            self.best.take(staged, own=True)
+        elif judge.keeps_best() and judge.best_step is not None:
+            self.best.give(staged)
+        commit(staged, target, self._run_state())
         self.saved_step, self.saved_at = step, perf_counter()
-        self.emit("checkpoint", step=step, path=str(target))
+        validated = judge.last_loss if judge.last_step == step else None
+        self.emit("checkpoint", step=step, path=str(target), validation_loss=validated)
 
     def _run_state(self) -> RunState:
-        step = self.state.global_step
+        step, judge = self.state.global_step, self.judge
         return RunState(
             step=step,
             loss=self.last_loss,
-            validation_loss=self.last_validation_loss,
-            pending_validation=bool(self.validation) and self.ends_epoch() and self.validated_step != step,
+            validation_loss=judge.last_loss,
+            pending_validation=self.is_validation_due() and judge.last_step != step,
+            best_loss=judge.best_loss,
+            best_step=judge.best_step,
+            without_gain=judge.without_gain,
+            micro_batch_tokens=self.micro_batches.tokens,
             made_with=self.checkpoints.made_with,
         )
 
@@ -185,47 +239,57 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         self.checkpoints.load(self.model, Path(resume_from_checkpoint))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Yields a step's rows as its list of micro-batches."""
+        """Yields a step's rows."""
         lengths = [item.length for item in self.train_dataset]
-        sampler = LengthBuckets(lengths, self.settings.batch_size, self.settings.seed)
-        loader: DataLoader[Any] = DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self._micro_batches)
+        sampler = LengthBuckets(lengths, self.settings.rows_per_step, self.settings.seed)
+        loader: DataLoader[Any] = DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=list)
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
-    def _micro_batches(self, items: list[Item]) -> list[Batch]:
-        return self.stage.batches(items, self.pad_id, micro_batch_tokens())
+    def _fit(self, what: str, items: list[Item], work: Callable[[list[Batch]], Found]) -> Found:
+        """What `work` makes of these items in micro-batches that fit."""
+
+        def cut(tokens: int) -> list[Batch]:
+            return self.stage.batches(items, self.pad_id, tokens)
+
+        def on_device(made: list[Batch]) -> Found:
+            return work(send_to_device(made, self.args.device))
+
+        answers = self.settings.batch_size // self.settings.rows_per_step  # that `rl` draws to a row; else its own
+        return self.micro_batches.fit(self.model, what, len(items) * answers, cut, on_device)
 
     def create_optimizer(self, *given: Any) -> Any:
-        """With `plus` LoRA+'s (Hayou et al., 2024, arXiv:2402.12354), as PEFT makes its groups; else the Trainer's."""
-        if self.plus is None:
-            return super().create_optimizer(*given)
-        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        options |= {"weight_decay": self.args.weight_decay}
-        self.optimizer = create_loraplus_optimizer(self.model, kind, loraplus_lr_ratio=self.plus, **options)
-        return self.optimizer
+        """The method's, else the Trainer's."""
+        _, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        self.optimizer = self.make_optimizer(self.model, options | {"weight_decay": self.args.weight_decay})
+        return self.optimizer or super().create_optimizer(*given)
 
-    def training_step(self, model: Any, inputs: list[Batch], num_items_in_batch: object = None) -> torch.Tensor:
-        """Forward and backward over a step's micro-batches. Returns the step's loss, an fp32 scalar."""
+    def training_step(self, model: Any, inputs: list[Item], num_items_in_batch: object = None) -> torch.Tensor:
+        """Forward and backward over a step's rows. Returns the step's loss, an fp32 scalar."""
         self.step_began = perf_counter()
-        self.step_tokens = sum(batch["tokens"] for batch in inputs)
-        count = sum(batch["count"] for batch in inputs)
-        model.train()
+        step = self.state.global_step + 1
+        total, self.measured, self.step_tokens = self._fit(f"at step {step}", inputs, self._learn_from)
+        self.last_loss = total.item()
+        if not math.isfinite(self.last_loss):
+            raise _not_finite("loss", self.last_loss, step)
+        return total
+
+    def _learn_from(self, made: list[Batch]) -> tuple[torch.Tensor, dict[str, float], int]:
+        """Adds the gradients of a step's micro-batches to the weights'. Returns loss, what else was measured, and tokens."""
+        self.model.train()
         with autocast(self.args.device):
-            self.stage.begin_step(model, inputs)
+            made = self.stage.begin_step(self.model, made)
+        count = sum(batch["count"] for batch in made)
         total = torch.zeros((), device=self.args.device)
         measured = dict[str, torch.Tensor]()
-        for batch in inputs:
+        for batch in made:
             with autocast(self.args.device):
-                lost, also = self.stage.loss(model, batch, self.settings)
+                lost, also = self.stage.loss(self.model, batch, self.settings)
                 loss = lost / count
             self.accelerator.backward(loss)
             total += loss.detach()
-            _add(measured, also)
-        self.measured = _means(measured, count)
-        self.last_loss = total.item()
-        if not math.isfinite(self.last_loss):
-            raise _not_finite("loss", self.last_loss, self.state.global_step + 1)
-        return total
+            add(measured, also)
+        return total, means(measured, count), sum(batch["tokens"] for batch in made)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Called by the Trainer after each step. Emits it; keeps no history, which would grow with the run."""
@@ -251,33 +315,34 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
             eta_seconds=round((self.state.max_steps - step) * seconds / len(self.recent), 1),
         )
 
-    @torch.no_grad()
-    def validate(self) -> None:
-        """Emits the mean loss over the loss tokens of the validation rows, unless a stop is asked meanwhile."""
-        self.model.eval()
-        total, count = 0.0, 0
-        measured = dict[str, torch.Tensor]()
-        for group in self._validation_groups():
-            with autocast(self.args.device):
-                self.stage.begin_step(self.model, group)
-                for batch in group:
-                    if self.stop_requested():
-                        return
-                    lost, also = self.stage.loss(self.model, batch, self.settings)
-                    total += lost.item()
-                    _add(measured, also)
-                    count += batch["count"]
-        self.last_validation_loss = total / count
-        if not math.isfinite(self.last_validation_loss):
-            raise _not_finite("validation loss", self.last_validation_loss, self.state.global_step)
-        self.validated_step = self.state.global_step
-        self.emit("validation", step=self.state.global_step, loss=self.last_validation_loss, **_means(measured, count))
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Called by the Trainer when it is told to evaluate: after the step was told of, before it is saved."""
+        self.validate()
+        self.control.should_evaluate = False  # the Trainer asks again at the epoch's end
+        if self.stop_requested() or self.judge.has_seen_enough():
+            self.control.should_training_stop = self.control.should_save = True
+        return {}
 
-    def _validation_groups(self) -> Iterator[list[Batch]]:
-        shortest_first = sorted(self.validation, key=lambda item: item.length)
-        for start in range(0, len(shortest_first), _VALIDATION_ROWS):
-            made = self._micro_batches(shortest_first[start : start + _VALIDATION_ROWS])
-            yield send_to_device(made, self.args.device)
+    def validate(self) -> None:
+        """Emits the mean loss over all that the stage counts in the validation rows, and whether it was the last one for which
+        there was patience; nothing where a stop is asked meanwhile."""
+        fit = partial(self._fit, "in the validation")
+        found = measure(self.model, self.stage, self.validation, self.settings, fit, self.stop_requested)
+        if found is None:
+            return
+        step, judge, (loss, measured) = self.state.global_step, self.judge, found
+        if not math.isfinite(loss):
+            raise _not_finite("validation loss", loss, step)
+        judge.add(step, loss)
+        self.emit("validation", step=step, loss=loss, **measured)
+        if judge.has_seen_enough() and step < self.args.max_steps:
+            self.emit(
+                "stopped_early",
+                step=step,
+                validations=judge.without_gain,
+                best_step=judge.best_step,
+                loss=judge.best_loss,
+            )
 
     def floating_point_ops(self, inputs: object) -> int:
         return 0  # the Trainer counts them for its own summary, by the shape of a batch that is not like ours
@@ -288,66 +353,15 @@ class _Hooks(TrainerCallback):  # type: ignore[misc]
         self.loop = loop
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.loop.validate_pending()
+        self.loop.preflight()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if self.loop.stop_requested():
             control.should_training_stop = control.should_save = True
-        elif not self.loop.ends_epoch():  # there it is saved after the validation
+        else:
+            control.should_evaluate = self.loop.is_validation_due()
             control.should_save = self.loop.is_checkpoint_due()
         return control
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Also comes after the last step where that is within an epoch."""
-        if self.loop.validation and not self.loop.stop_requested():
-            self.loop.validate()
-        control.should_save = True
-        if self.loop.stop_requested():
-            control.should_training_stop = True
-        return control
-
-
-def _arguments(settings: Hyperparameters, steps: int, out: Path) -> TrainingArguments:
-    arguments = TrainingArguments(
-        output_dir=str(out),
-        max_steps=steps,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=1,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=_SCHEDULERS[settings.scheduler],
-        # In steps: the Trainer takes a ratio too, but reads 1.0 as one step.
-        warmup_steps=math.ceil(settings.warmup_ratio * steps),
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        activation_checkpointing=settings.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
-        optim="adamw_torch_fused",
-        neftune_noise_alpha=settings.neftune_alpha if isinstance(settings, Supervised) else None,
-        seed=settings.seed,
-        data_seed=settings.seed,
-        use_cpu=not torch.cuda.is_available(),
-        bf16=False,  # `autocast` around the loss alone; the Trainer's would copy all logits to fp32
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        eval_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-    _ = arguments.device  # sets _n_gpu
-    arguments._n_gpu = 1  # with several in sight the Trainer would use DataParallel
-    return arguments
-
-
-def _add(sums: dict[str, torch.Tensor], more: dict[str, torch.Tensor]) -> None:
-    for name, value in more.items():
-        sums[name] = sums[name] + value.detach() if name in sums else value.detach()
-
-
-def _means(measured: dict[str, torch.Tensor], count: int) -> dict[str, float]:
-    return {name: float(value) / count for name, value in measured.items()}
 
 
 def _not_finite(what: str, value: float, step: int) -> Failure:

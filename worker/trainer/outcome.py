@@ -55,9 +55,9 @@ class Writer:
             merged = lora.merge(load_model(self.base, torch.float32), out / "adapter").to(own_dtype(self.base))
             artifacts.save_merged(merged, self.tokenizer, out / "merged", self.stop_ids)
 
-    def write_manifest(self, folder: Path, came_to: dict[str, Any]) -> None:
-        """Writes manifest.json: what is made, of what, with what, and what it came to."""
-        artifacts.write_json(folder / "manifest.json", self.about | {"result": came_to})
+    def write_manifest(self, folder: Path, came_to: dict[str, Any], card: dict[str, Any] | None = None) -> None:
+        """Writes manifest.json: what is made, of what, with what, and what it came to; of an outcome its scorecard."""
+        artifacts.write_json(folder / "manifest.json", self.about | {"result": came_to, "scorecard": card})
 
     def _save(self, model: Any, folder: Path) -> None:
         name = str(self.spec.provenance.get("base_model", Path(self.spec.base_model).name))

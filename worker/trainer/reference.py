@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,11 +11,12 @@ from accelerate.utils import send_to_device
 
 from worker.trainer.base import autocast
 from worker.trainer.data.rows import Item
+from worker.trainer.micro_batches import MicroBatches
 from worker.trainer.stages import texts
 
 
 @torch.no_grad()
-def with_reference(model: Any, items: list[Item], pad_id: int, max_tokens: int) -> list[Item]:
+def with_reference(model: Any, items: list[Item], pad_id: int, micro_batches: MicroBatches) -> list[Item]:
     """The items, each with the log-probabilities of its texts' loss tokens under the model as it is, without dropout.
 
     Of an attempt that goes on from a checkpoint the model must still be what the first attempt began with.
@@ -24,11 +26,17 @@ def with_reference(model: Any, items: list[Item], pad_id: int, max_tokens: int) 
     model.eval()
     singles = [Item((example,)) for item in items for example in item.examples]
     longest_first = sorted(range(len(singles)), key=lambda at: -singles[at].length)  # the order in which they are cut
-    found: list[float] = []
-    for part in texts.cut([singles[at] for at in longest_first], max_tokens):
-        batch = send_to_device(texts.collate([single.examples[0] for single in part], pad_id), device)
-        with autocast(device):
-            found += texts.log_probabilities(model, batch).tolist()
+
+    def measure(parts: list[list[Item]]) -> list[float]:
+        found: list[float] = []
+        for part in parts:
+            batch = send_to_device(texts.collate([single.examples[0] for single in part], pad_id), device)
+            with autocast(device):
+                found += texts.log_probabilities(model, batch).tolist()
+        return found
+
+    cut = partial(texts.cut, [singles[at] for at in longest_first])
+    found = micro_batches.fit(model, "in measuring", len(singles), cut, measure)
     model.train(was_training)
     in_order = (value for _, value in sorted(zip(longest_first, found, strict=True)))
     return [replace(item, reference=tuple(next(in_order) for _ in item.examples)) for item in items]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -11,22 +12,27 @@ from pydantic import ValidationError
 from transformers import set_seed
 
 from app.jobs import combinations
-from app.jobs.hyperparameters import Pretraining
+from app.jobs.estimate import Memory, count_steps, memory, shape_of
+from app.jobs.hyperparameters import Pretraining, Reinforcement
 from app.jobs.spec import TrainerSpec
-from worker.trainer import artifacts
-from worker.trainer.base import Base, computes_bf16, random_model
-from worker.trainer.checkpoints import Checkpoints, differences, read_state
+from worker.trainer import artifacts, scorecard
+from worker.trainer.base import Base, computes_bf16, onto_device, random_model
+from worker.trainer.checkpoints import Checkpoints, RunState, differences, read_state
 from worker.trainer.data import dataset
 from worker.trainer.data.tokenizer import load_tokenizer
+from worker.trainer.data.tokenizer import pad_id as pad_id_of
 from worker.trainer.determinism import SUMS_DIFFER, be_deterministic, repeats_sums
 from worker.trainer.events import Emit
-from worker.trainer.failures import Failure
-from worker.trainer.loop import count_steps, micro_batch_tokens, train
+from worker.trainer.failures import Failure, of_the_machine
+from worker.trainer.loop import train
 from worker.trainer.methods import METHODS, Method
+from worker.trainer.micro_batches import MicroBatches, micro_batch_tokens
 from worker.trainer.outcome import Writer
 from worker.trainer.proof import Proof, find_score
 from worker.trainer.reference import with_reference
 from worker.trainer.stages import STAGES
+from worker.trainer.stages.rewards import judge_by
+from worker.trainer.stages.rl import Rollouts
 from worker.trainer.stopping import StopSignal
 
 FAULT = "This is a fault of the service, not of the job."
@@ -46,21 +52,25 @@ def read_spec(path: Path) -> TrainerSpec:
 def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
     """Trains as the spec says and writes OUT/. Raises `Failure`, and `Stopped` at a SIGTERM."""
     began = perf_counter()
-    settings, method, stage = spec.spec.hyperparameters, METHODS[spec.spec.method.type], STAGES[spec.spec.stage]
+    settings, method = spec.spec.hyperparameters, METHODS[spec.spec.method.type]
+    stage = method.of_stage(STAGES[spec.spec.stage])
     be_deterministic(settings.deterministic)
     out.mkdir(parents=True, exist_ok=True)
     if spec.threads > 0:
         torch.set_num_threads(spec.threads)
 
     emit("phase", phase="loading")
+    resume_from = Path(spec.resume_from) if spec.resume_from else None
+    resumed = read_state(resume_from) if resume_from else None
     tokenizer = load_tokenizer(spec.base_model, spec.chat_template, spec.own_code)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    pad_id = pad_id_of(tokenizer)
     data = dataset.read(spec, tokenizer)
     dataset.check(data, settings.max_length, spec.spec.check.max_cut_share)
     dataset.warn(data, settings.max_length, emit)
     base = Base(spec.base_model, spec.own_code, combinations.STAGES[spec.spec.stage].makes, pad_id)
     model, dtype, parameters, stops_at = _load(spec, base, method)
-    stop_ids = dataset.stop_token_ids(data.train, tokenizer, stops_at, emit)
+    model = onto_device(model)
+    stop_ids = dataset.stop_token_ids(data.train, tokenizer, spec.spec.template_arguments, stops_at, emit)
     is_language_model = base.makes == "language model"
     proof = Proof(model, data.train) if is_language_model else None
     if spec.adapter:
@@ -68,23 +78,44 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
             method.load(model, Path(spec.adapter))
         except (OSError, ValueError) as error:
             message = f"The adapter in {spec.adapter} cannot be trained further: {error}"
-            raise Failure("model_unreadable", message, "Train from its base model instead.") from error
+            failure = Failure("model_unreadable", message, "Train from its base model instead.")
+            raise (of_the_machine(error) or failure) from error
     train_items, validation_items = stage.prepare(data.train), stage.prepare(data.validation)
-    if stage.needs_reference(settings):
+    if isinstance(settings, Reinforcement):
+        judge = judge_by(settings.reward, spec.reward_models)
+        trained = (
+            {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad} if settings.beta else {}
+        )
+        rollouts = Rollouts(tokenizer, pad_id, stop_ids, settings, judge, trained)
+        stage = replace(stage, begin_step=rollouts.begin_step)
+    # A run that goes on measures as the first attempt did, and then trains on with what that had come to.
+    micro_batches = MicroBatches(resumed.made_with["micro_batch_tokens"] if resumed else micro_batch_tokens(), emit)
+    if stage.needs_reference(settings) or spec.spec.check.scorecard:
         emit("phase", phase="measuring")
-        most = micro_batch_tokens()
-        train_items = with_reference(model, train_items, pad_id, most)
-        validation_items = with_reference(model, validation_items, pad_id, most)
+    if stage.needs_reference(settings):
+        both = with_reference(model, [*train_items, *validation_items], pad_id, micro_batches)
+        train_items, validation_items = both[: len(train_items)], both[len(train_items) :]
+    most = micro_batches.tokens
+    asked, untrained = None, dict[str, float | None]()
+    if spec.spec.check.scorecard:
+        # Before a checkpoint is loaded: the model is what training began with in an attempt that goes on, too.
+        ends = _ends(stop_ids, tokenizer, stops_at)
+        asked = scorecard.choose(
+            spec.spec.stage, settings, data.train, data.validation, validation_items, tokenizer, ends, pad_id, most
+        )
+        untrained = scorecard.look(model, asked) if asked else {}
 
-    made_with = artifacts.made_with(dtype, computes_bf16()) | {"micro_batch_tokens": micro_batch_tokens()}
+    made_with = artifacts.made_with(dtype, computes_bf16()) | {"micro_batch_tokens": most}
+    if resumed:
+        micro_batches.tokens = min(most, resumed.micro_batch_tokens or most)
+
     every = None if settings.checkpoint_every == "auto" else settings.checkpoint_every
-    resume_from = Path(spec.resume_from) if spec.resume_from else None
-    emit("phase", phase="training")
     examples = [example for item in data.train for example in item.examples]
-    summary = _resumption(resume_from, made_with) | {
+    summary = _resumption(resumed, made_with) | {
         "total_steps": count_steps(len(data.train), settings),
         "rows": data.rows,
         "validation_rows": data.validation_rows,
+        "replay_rows": data.replay_rows,
         "cut_rows": data.cut,
         "cut_ends": data.cut_ends,
         "tokens_lost": data.tokens_lost,
@@ -93,6 +124,7 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
         "parameters": parameters,
         "loss_tokens": sum(int(example.loss_mask[1:].sum()) for example in examples),
         "tokens": sum(len(example.token_ids) for example in examples),
+        "longest": max(len(example.token_ids) for example in examples),
         "examples": len(data.train),
         "gpus": torch.cuda.device_count(),
     }
@@ -108,7 +140,13 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
     }
     writer = Writer(spec, method, base, tokenizer, stop_ids, about)
     checkpoints = Checkpoints(
-        out / "checkpoints", every, resume_from, made_with, writer.save_checkpoint, writer.load_checkpoint
+        out / "checkpoints",
+        every,
+        resume_from,
+        made_with,
+        method.KIND,
+        writer.save_checkpoint,
+        writer.load_checkpoint,
     )
     checkpoints.folder.mkdir(exist_ok=True)
     training_began = perf_counter()
@@ -119,14 +157,21 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
             train_items,
             validation_items,
             settings,
-            plus=getattr(spec.spec.method, "plus", None),
+            judged_by=spec.spec.validation,
+            make_optimizer=lambda model, options: method.optimizer(model, spec.spec.method, options),
             pad_id=pad_id,
+            micro_batches=micro_batches,
+            estimate=_estimate(spec, model, dtype, summary),
             checkpoints=checkpoints,
             emit=emit,
             stop_requested=lambda: stop.requested,
         )
     training_seconds = perf_counter() - training_began
 
+    card = None
+    if asked is not None:
+        emit("phase", phase="measuring")
+        card = scorecard.beside(asked, untrained, scorecard.look(model, asked))
     artifacts.write_json(out / "proof.json", proof.find(model) if proof else find_score(model, data.train))
     writer.save_outcome(model, out, emit)
 
@@ -134,15 +179,26 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
         "steps": outcome.steps,
         "loss": outcome.loss,
         "validation_loss": outcome.validation_loss,
+        "best_step": outcome.best_step,
+        "best_validation_loss": outcome.best_validation_loss,
+        "stopped_early": outcome.stopped_early,
         "training_seconds": round(training_seconds, 3),
         "seconds": round(perf_counter() - began, 3),
     }
-    writer.write_manifest(out, result)
+    writer.write_manifest(out, result, card)
     for made in out.iterdir():
         if made != checkpoints.folder:  # whose checkpoints are taken away meanwhile
             artifacts.sync(made)
     artifacts.sync_entry(out)
+    if card is not None:
+        emit("scorecard", **card)
     emit("finished", step=outcome.steps, **{name: value for name, value in result.items() if name != "steps"})
+
+
+def _ends(stop_ids: list[int], tokenizer: Any, stops_at: Any) -> list[int]:
+    """The tokens at any of which an engine would end an answer of the model."""
+    own = stops_at if isinstance(stops_at, list) else [stops_at]
+    return sorted({*stop_ids, tokenizer.eos_token_id, *own} - {None})
 
 
 def _load(spec: TrainerSpec, base: Base, method: Method) -> tuple[Any, torch.dtype, int, Any]:
@@ -166,10 +222,27 @@ def _load(spec: TrainerSpec, base: Base, method: Method) -> tuple[Any, torch.dty
         raise Failure("trainer_error", str(error), "Change the field that it names.") from error
 
 
-def _resumption(resume_from: Path | None, made_with: dict[str, Any]) -> dict[str, Any]:
-    """From which step the run goes on, and why its bits may not be those of a run that never stopped. Raises `Failure`."""
-    if resume_from is None:
+def _estimate(spec: TrainerSpec, model: Any, dtype: torch.dtype, summary: dict[str, Any]) -> Memory | None:
+    """How much memory a step takes at its peak; None where the model's configuration has other names than most."""
+    parameters = summary["parameters"]
+    shape = shape_of(model.config.to_dict(), parameters, parameters * dtype.itemsize)
+    if shape is None:
+        return None
+    is_drawn = isinstance(spec.spec.hyperparameters, Reinforcement)
+    return memory(
+        spec.spec,
+        shape,
+        trained=summary["trainable_parameters"],
+        longest=spec.spec.hyperparameters.max_length if is_drawn else summary["longest"],
+        loss_share=1.0 if is_drawn else summary["loss_tokens"] / summary["tokens"],
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        bf16=computes_bf16(),
+    )
+
+
+def _resumption(resumed: RunState | None, made_with: dict[str, Any]) -> dict[str, Any]:
+    """From which step the run goes on, and why its bits may not be those of a run that never stopped."""
+    if resumed is None:
         return {"start_step": 0, "differences": []}
-    state = read_state(resume_from)
-    differ = differences(state.made_with, made_with)
-    return {"start_step": state.step, "differences": [*differ, *([] if repeats_sums() else [SUMS_DIFFER])]}
+    differ = differences(resumed.made_with, made_with)
+    return {"start_step": resumed.step, "differences": [*differ, *([] if repeats_sums() else [SUMS_DIFFER])]}

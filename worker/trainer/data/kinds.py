@@ -34,13 +34,15 @@ def plan_row(template: Template | None, kind: str, row: Row) -> list[tuple[str, 
     return [("conversation", each) for each in plan(template, messages, tools, start)]
 
 
-def render(tokenizer: Any, kind: str, rows: Iterable[Row]) -> Iterator[tuple[Row, Parts]]:
+def render(
+    tokenizer: Any, kind: str, rows: Iterable[Row], arguments: dict[str, Any] | None = None
+) -> Iterator[tuple[Row, Parts]]:
     """Renders each row (docs/formats.md) of a kind, in order, into the examples of its parts, uncut: see `plan_row`.
 
-    `tokenizer` is a fast tokenizer, with a chat template for all kinds but text. Raises `ChatTemplateError`, naming the row
-    from 1.
+    `tokenizer` is a fast tokenizer, with a chat template for all kinds but text, which is handed `arguments`. Raises
+    `ChatTemplateError`, naming the row from 1.
     """
-    template = None if kind == "text" else Template(tokenizer)
+    template = None if kind == "text" else Template(tokenizer, arguments)
     numbered = enumerate(rows, start=1)
     while chunk := list(islice(numbered, _ROWS_PER_BATCH)):
         planned = [_plan_numbered(template, kind, number, row) for number, row in chunk]

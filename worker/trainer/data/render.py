@@ -63,20 +63,22 @@ class Plan:
 
 
 class Template:
-    """The tokenizer's template, rendered by transformers' own code (what `apply_chat_template` calls).
+    """The tokenizer's template, or the given text in its place, rendered by transformers' own code (what
+    `apply_chat_template` calls) with these arguments beside the conversation.
 
-    `tokenizer` is a fast tokenizer with a chat template; else raises `ChatTemplateError`.
+    `tokenizer` is a fast tokenizer with a chat template, where none is given; else raises `ChatTemplateError`.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        if not tokenizer.chat_template:
+    def __init__(self, tokenizer: Any, arguments: dict[str, Any] | None = None, given: str | None = None) -> None:
+        if not (given or tokenizer.chat_template):
             raise ChatTemplateError("The model has no chat template.")
         if not tokenizer.is_fast:
             raise ChatTemplateError("The model's tokenizer has no fast implementation (tokenizer.json).")
         with _refusals():
-            self.source: str = tokenizer.get_chat_template()
+            self.source: str = given or tokenizer.get_chat_template()
             self.wants_parts = iterates_over_content(self.source)
-        self.variables: dict[str, Any] = tokenizer.special_tokens_map
+        self.tokenizer = tokenizer
+        self.variables: dict[str, Any] = tokenizer.special_tokens_map | (arguments or {})
         self.has_markers = bool(_GENERATION_MARKER.search(self.source))
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self.end_tokens = tuple(special | ({tokenizer.eos_token} if tokenizer.eos_token else set()))
@@ -126,6 +128,15 @@ def plan(template: Template, messages: list[Message], tools: str | None, start: 
 def plan_prompt(template: Template, messages: list[Message], tools: str | None) -> Plan:
     """What the model is asked to answer: the conversation and the generation prompt. Raises `ChatTemplateError`."""
     return Plan(_Conversation(template, messages, tools).render(len(messages), prompt=True)[0], [])
+
+
+def render_answered(template: Template, messages: list[Message], tools: str | None) -> list[int]:
+    """The token ids of a conversation that ends with the assistant's turn, as training renders it. Raises
+    `ChatTemplateError`."""
+    plans = plan(template, messages, tools, len(messages) - 1)
+    if not plans:
+        raise ChatTemplateError("the last message is not the assistant's answer to another one")
+    return list(template.tokenizer(plans[0].text, add_special_tokens=False).input_ids)
 
 
 def _prompted(conversation: _Conversation, learned: list[int]) -> Plan | None:

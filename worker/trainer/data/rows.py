@@ -17,12 +17,13 @@ from worker.trainer.data.render import ChatTemplateError, Example, Row
 class Item:
     """What the loss counts once: a text, or of a preference the chosen and the rejected one.
 
-    `good` is a label's. `reference`: of each text the log-probability of its loss tokens under the model as training begins,
-    where the stage asks for it.
+    `good` is a label's. `row` is that of a prompt, by which its answers are judged. `reference`: of each text the log-probability
+    of its loss tokens under the model as training begins, where the stage asks for it.
     """
 
     examples: tuple[Example, ...]
     good: bool = True
+    row: Row | None = None
     reference: tuple[float, ...] = ()
 
     @property
@@ -47,18 +48,28 @@ class Rows:
     dropped: int = 0
 
 
-def read_rows(path: str, kind: str, tokenizer: Any, max_length: int) -> Rows:
-    """Renders a file of canonical rows of this kind.
+def read_rows(
+    path: str,
+    kind: str,
+    tokenizer: Any,
+    max_length: int,
+    arguments: dict[str, Any] | None = None,
+    only: set[int] | None = None,
+) -> Rows:
+    """Renders a file of canonical rows of this kind, or `only` those of these numbers, from 0; `arguments` are the chat
+    template's.
 
     A text of kind text that is longer than `max_length` tokens becomes several, and nothing of it is lost. All others lose their
-    right end. An item without a loss token (left) in each of its texts is dropped, and a row without an item. Raises
-    `ChatTemplateError`.
+    right end, but a prompt, of which a part would ask something else: it is dropped. So is an item without a loss token (left) in
+    each of its texts, and a row without an item. Raises `ChatTemplateError`.
     """
     rows = Rows()
-    for row, parts in render(tokenizer, kind, _rows(path)):
+    for row, parts in render(tokenizer, kind, _rows(path, only), arguments):
         rows.read += 1
         if kind == "text":
             parts = [(name, piece) for name, example in parts for piece in _pieces(example, max_length)]
+        if kind == "prompts":
+            parts = [(name, example) for name, example in parts if len(example.token_ids) <= max_length]
         lost = sum(max(0, len(example.token_ids) - max_length) for _, example in parts)
         rows.cut += lost > 0
         rows.tokens_lost += lost
@@ -66,7 +77,9 @@ def read_rows(path: str, kind: str, tokenizer: Any, max_length: int) -> Rows:
         cut = [
             (name, Example(example.token_ids[:max_length], example.loss_mask[:max_length])) for name, example in parts
         ]
-        kept = [item for item in _items(kind, rows.read, row, cut) if all(map(has_loss, item.examples))]
+        kept = [
+            item for item in _items(kind, rows.read, row, cut) if kind == "prompts" or all(map(has_loss, item.examples))
+        ]
         if kept:
             rows.items_by_row.append(kept)
         else:
@@ -75,6 +88,8 @@ def read_rows(path: str, kind: str, tokenizer: Any, max_length: int) -> Rows:
 
 
 def _items(kind: str, number: int, row: Row, parts: Parts) -> list[Item]:
+    if kind == "prompts":
+        return [Item((example,), row=row) for _, example in parts]
     if kind != "preference":
         return [Item((example,), good=row.get("label", True)) for _, example in parts]
     if not parts:
@@ -113,7 +128,19 @@ def split(rows: list[list[Item]], fraction: float, seed: int) -> tuple[list[list
     return train, [row for i, row in enumerate(rows) if i in held_out]
 
 
-def _rows(path: str) -> Iterator[Row]:
+def draw(path: str, count: int, seed: int) -> set[int]:
+    """The numbers of so many rows of a file, or of all that there are, drawn by the seed."""
+    with pq.ParquetFile(path) as file:
+        there: int = file.metadata.num_rows
+    return set(np.random.default_rng(seed).permutation(there)[:count].tolist())
+
+
+def _rows(path: str, only: set[int] | None) -> Iterator[Row]:
+    begin = 0
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=1000):
+            if only is not None:
+                wanted = [i for i in range(batch.num_rows) if begin + i in only]
+                begin += batch.num_rows
+                batch = batch.take(wanted)
             yield from batch.to_pylist()

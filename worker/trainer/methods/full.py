@@ -9,8 +9,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from app.jobs.methods import Full
 from worker.trainer.base import Base, load_model
+from worker.trainer.stages import Stage
 
 KIND = "merged"
 
@@ -20,9 +20,18 @@ def load_base(base: Base, config: object) -> Any:
     return load_model(base, torch.float32)
 
 
-def prepare(model: Any, config: Full) -> Any:
+def prepare(model: Any, config: object) -> Any:
     """Every weight is trained."""
     return model.requires_grad_(True)
+
+
+def optimizer(model: Any, config: object, options: dict[str, Any]) -> None:
+    """The loop's own."""
+
+
+def of_stage(stage: Stage) -> Stage:
+    """The stage as it is."""
+    return stage
 
 
 def save(model: Any, folder: Path, base_name: str) -> None:

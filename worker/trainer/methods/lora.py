@@ -15,12 +15,16 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.lora.layer import Linear, LoraVariant
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from app.jobs.methods import Lora, Qlora
 from worker.trainer.base import Base, computes_bf16, load_model, training_dtype
+from worker.trainer.methods.full import of_stage
+
+__all__ = ["KIND", "load", "load_base", "merge", "of_stage", "optimizer", "prepare", "save"]
 
 KIND = "adapter"
 
@@ -72,6 +76,16 @@ def prepare(model: Any, config: Lora | Qlora) -> Any:
     if config.variant == "pissa":
         peft_model.began_with = {name: weight.detach().cpu().clone() for name, weight in _weights(peft_model).items()}
     return peft_model
+
+
+def optimizer(model: Any, config: Lora | Qlora, options: dict[str, Any]) -> torch.optim.Optimizer | None:
+    """With `plus` LoRA+'s (Hayou et al., 2024, arXiv:2402.12354), as PEFT makes its groups; else the loop's own."""
+    if config.plus is None:
+        return None
+    made: torch.optim.Optimizer = create_loraplus_optimizer(
+        model, torch.optim.AdamW, loraplus_lr_ratio=config.plus, **options
+    )
+    return made
 
 
 def save(model: Any, folder: Path, base_name: str) -> None:

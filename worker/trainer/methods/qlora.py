@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from bitsandbytes.nn.modules import Linear4bit
 from peft import prepare_model_for_kbit_training
 from transformers import BitsAndBytesConfig
 
 from app.jobs.methods import Qlora
 from worker.trainer.base import Base, computes_bf16, load_model
 from worker.trainer.methods import lora
-from worker.trainer.methods.lora import KIND, load, save
+from worker.trainer.methods.lora import KIND, load, of_stage, optimizer, save
 
-__all__ = ["KIND", "load", "load_base", "prepare", "save"]
+__all__ = ["KIND", "load", "load_base", "of_stage", "optimizer", "prepare", "save"]
 
 
 def load_base(base: Base, config: Qlora) -> Any:
@@ -31,7 +32,13 @@ def load_base(base: Base, config: Qlora) -> Any:
             bnb_4bit_compute_dtype=compute,
         )
     where = {"": 0} if torch.cuda.is_available() else {"": "cpu"}
-    return load_model(base, compute, quantization_config=quantization, device_map=where)
+    model = load_model(base, compute, quantization_config=quantization, device_map=where)
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            # Else a pass without gradients packs the weights for good, where the CPU has AVX512-BF16: no gradient goes through
+            # them from then on.
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def prepare(model: Any, config: Qlora) -> Any:

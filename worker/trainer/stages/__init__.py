@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from worker.trainer.data.rows import Item
-from worker.trainer.stages import dpo, kto, rm, sft
+from worker.trainer.stages import dpo, kto, rl, rm, sft
 from worker.trainer.stages.texts import Batch
 
 # A micro-batch's loss, and what else was measured of it, both summed.
@@ -20,8 +20,8 @@ def _as_they_are(items: list[Item]) -> list[Item]:
     return items
 
 
-def _nothing(model: torch.nn.Module, made: list[Batch]) -> None:
-    pass
+def _as_it_is(model: torch.nn.Module, made: list[Batch]) -> list[Batch]:
+    return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +31,14 @@ class Stage:
     `loss(model, batch, settings)`: a micro-batch → the sum of its loss (fp32 scalar) and of what else is measured; the
     loop divides by the step's `count`, which each micro-batch carries beside its `tokens` (padding not counted).
     `prepare(items)`: what is done to all items first; `needs_reference(settings)`: whether they are to have `reference`s;
-    `begin_step(model, batches)`: what is done with all micro-batches of a step before their losses.
+    `begin_step(model, batches)`: what becomes of all micro-batches of a step before their losses.
     """
 
     batches: Callable[[Sequence[Item], int, int], list[Batch]]
     loss: Callable[[torch.nn.Module, Batch, Any], Lost]
     prepare: Callable[[list[Item]], list[Item]] = _as_they_are
     needs_reference: Callable[[Any], bool] = lambda settings: False
-    begin_step: Callable[[torch.nn.Module, list[Batch]], None] = _nothing
+    begin_step: Callable[[torch.nn.Module, list[Batch]], list[Batch]] = _as_it_is
 
 
 STAGES = {
@@ -49,4 +49,5 @@ STAGES = {
         kto.batches, kto.loss, prepare=kto.pair_up, needs_reference=lambda settings: True, begin_step=kto.begin_step
     ),
     "rm": Stage(dpo.batches, rm.loss),
+    "rl": Stage(rl.batches, rl.loss),  # and `begin_step` of the run's `rl.Rollouts`
 }

@@ -58,7 +58,7 @@ def batches(items: Sequence[Item], pad_id: int, max_tokens: int) -> list[Batch]:
 
 
 @torch.no_grad()
-def begin_step(model: torch.nn.Module, made: list[Batch]) -> None:
+def begin_step(model: torch.nn.Module, made: list[Batch]) -> list[Batch]:
     """Writes into each micro-batch of a step how far the model has come, in nats: the mean over all of the step."""
     come = sum(
         ((texts.log_probabilities(model, batch["mismatched"]) - batch["reference"][:, 1]).sum() for batch in made), 0
@@ -66,6 +66,7 @@ def begin_step(model: torch.nn.Module, made: list[Batch]) -> None:
     mean = torch.as_tensor(come / sum(batch["count"] for batch in made)).clamp(min=0)
     for batch in made:
         batch["kl"] = mean
+    return made
 
 
 def loss(model: torch.nn.Module, batch: Batch, settings: Kto) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

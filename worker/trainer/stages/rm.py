@@ -15,7 +15,7 @@ from worker.trainer.stages.texts import Batch
 def loss(model: torch.nn.Module, batch: Batch, settings: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Sum over the pairs of a batch (see `dpo.batches`), in fp32; measured are how many scores were the right way round, and by
     how much."""
-    scores = model(**texts.inputs(model, batch)).logits[:, 0].float()
+    scores = texts.forward(model, batch)[:, 0].float()
     chosen, rejected = scores.chunk(2)
     margin = chosen - rejected
     return -logsigmoid(margin).sum(), {"reward_accuracy": (margin > 0).sum(), "reward_margin": margin.sum()}

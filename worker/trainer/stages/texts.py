@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from worker.trainer.base import accepts
+from worker.trainer.base import accepts, attend
 from worker.trainer.data.render import Example
 from worker.trainer.data.rows import Item
 
@@ -62,23 +62,29 @@ def collate(examples: Sequence[Example], pad_id: int) -> Batch:
     }
 
 
-def inputs(model: torch.nn.Module, batch: Batch) -> Batch:
-    """What of a batch the model's forward takes."""
+def forward(model: torch.nn.Module, batch: Batch, **more: Any) -> torch.Tensor:
+    """The logits of a batch's texts."""
+    attend(model, batch["input_ids"].shape[1])
     taken = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
     if accepts(model, "position_ids"):
         taken["position_ids"] = batch["position_ids"]
-    return taken
+    logits: torch.Tensor = model(**taken, **more).logits
+    return logits
 
 
-def losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """-log p of each loss token, [N] fp32, row by row. Logits are computed in the loss's columns only."""
+def losses(model: torch.nn.Module, batch: Batch, temperature: float = 1.0) -> torch.Tensor:
+    """-log p of each loss token, [N] fp32, row by row, where tokens are drawn at this temperature. Logits are computed in the
+    loss's columns only."""
     if accepts(model, "logits_to_keep"):
-        logits = model(**inputs(model, batch), logits_to_keep=batch["columns"]).logits  # [B, K, vocabulary]
+        logits = forward(model, batch, logits_to_keep=batch["columns"])  # [B, K, vocabulary]
     else:
-        logits = model(**inputs(model, batch)).logits[:, batch["columns"]]
+        logits = forward(model, batch)[:, batch["columns"]]
     learned = batch["labels"] != NO_LOSS
     # Before the cast to fp32, so that it copies the rows that count only.
-    return functional.cross_entropy(logits[learned].float(), batch["labels"][learned], reduction="none")
+    chosen = logits[learned].float()
+    if temperature != 1.0:
+        chosen = chosen / temperature
+    return functional.cross_entropy(chosen, batch["labels"][learned], reduction="none")
 
 
 def log_probabilities(model: torch.nn.Module, batch: Batch) -> torch.Tensor:

@@ -1,0 +1,187 @@
+"""How much memory and how many steps a job takes, worked out before it runs: for the API and the trainer alike."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from app.jobs.hyperparameters import Hyperparameters
+from app.jobs.methods import Apollo, Freeze, Galore, Lora, Method, Qlora
+from app.jobs.spec import JobSpec
+
+# Padded tokens of a micro-batch: enough to keep the cores or the GPU busy, little enough for its activations to fit.
+MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 8192}
+
+# Bytes that a quantised weight takes with its scales: nf4 and fp4 have one in fp32 for each 64 weights, quantised once more
+# with double quantisation; int8 one for each row.
+_QUANTISED = {"nf4": 0.5 + 4 / 64, "fp4": 0.5 + 4 / 64, "int8": 1.0}
+_TWICE_QUANTISED = 0.5 + 1 / 64
+
+
+# Texts that a row is compared by.
+_TEXTS = {"dpo": 2, "kto": 2, "rm": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What of a model decides how much memory its training takes. `parameters` counts its weights, `bytes` is what they take in
+    its files; the others are sizes: of a block's input, of its widest layer, of all heads' queries and of all keys."""
+
+    parameters: int
+    bytes: int
+    layers: int
+    hidden: int
+    intermediate: int
+    queries: int
+    keys: int
+    vocabulary: int
+    tied: bool
+
+    @property
+    def embeddings(self) -> int:
+        """Weights of the first and the last layer, which are neither adapted nor quantised."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of each kind, at the moment at which all of them together are most."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Bytes in all; what the process takes without a model comes on top."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def shape_of(config: dict[str, Any], parameters: int, bytes: int) -> Shape | None:
+    """The shape that a config.json tells of; None where it has no layers or sizes under the names that transformers uses."""
+    text = config.get("text_config") or config
+
+    def size(*names: str, default: int = 0) -> int:
+        return next((value for name in names if isinstance(value := text.get(name), int) and value > 0), default)
+
+    layers, hidden = size("num_hidden_layers", "n_layer"), size("hidden_size", "n_embd", "d_model")
+    vocabulary = size("vocab_size")
+    if not (layers and hidden and vocabulary):
+        return None
+    heads = size("num_attention_heads", "n_head", default=1)
+    width = size("head_dim", default=hidden // heads)
+    return Shape(
+        parameters=parameters,
+        bytes=bytes,
+        layers=layers,
+        hidden=hidden,
+        intermediate=size("intermediate_size", "n_inner", default=4 * hidden),
+        queries=heads * width,
+        keys=size("num_key_value_heads", default=heads) * width,
+        vocabulary=vocabulary,
+        tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))),
+    )
+
+
+def count_steps(items: int, settings: Hyperparameters) -> int:
+    """Optimiser steps of a run: `epochs` passes, an incomplete last batch counted, or `max_steps` if that is fewer."""
+    steps = math.ceil(float(settings.epochs) * math.ceil(items / settings.rows_per_step))
+    return min(steps, settings.max_steps or steps)
+
+
+def trainable(shape: Shape, method: Method) -> int:
+    """How many weights a method trains."""
+    match method:
+        case Lora() | Qlora():
+            return method.rank * shape.layers * sum(_widths(shape, method))
+        case Freeze():
+            return (shape.parameters - shape.embeddings) * method.layers // shape.layers
+        case _:
+            return shape.parameters
+
+
+def _block(shape: Shape) -> dict[str, tuple[int, int]]:
+    """The linear layers of a block: inputs and outputs."""
+    into, out = (shape.hidden, shape.intermediate), (shape.intermediate, shape.hidden)
+    return {
+        "q_proj": (shape.hidden, shape.queries),
+        "k_proj": (shape.hidden, shape.keys),
+        "v_proj": (shape.hidden, shape.keys),
+        "o_proj": (shape.queries, shape.hidden),
+        "gate_proj": into,
+        "up_proj": into,
+        "down_proj": out,
+    }
+
+
+def _widths(shape: Shape, method: Lora | Qlora) -> list[int]:
+    """Of each layer of a block that gets an adapter: its inputs and outputs together."""
+    block = {name: sum(sizes) for name, sizes in _block(shape).items()}
+    if method.target_modules == "all-linear":
+        return list(block.values())
+    return [block.get(name, shape.hidden + shape.intermediate) for name in method.target_modules]
+
+
+def _optimizer(shape: Shape, method: Method, trained: int) -> int:
+    """AdamW's two moments in fp32, of all that is trained or of what a projection leaves of a block's gradients."""
+    if not isinstance(method, Galore | Apollo):
+        return 8 * trained
+    sides = [(max(sizes), min(sizes)) for sizes in _block(shape).values()]
+    kept = sum(8 * long * min(method.rank, short) for long, short in sides)
+    if isinstance(method, Galore):
+        kept += sum(4 * short * min(method.rank, short) for _, short in sides)
+    return 8 * shape.embeddings + shape.layers * kept
+
+
+def memory(
+    spec: JobSpec, shape: Shape, *, trained: int, longest: int, loss_share: float, device: str, bf16: bool
+) -> Memory:
+    """The peak of a job's steps: `trained` weights change, its longest text has so many tokens, of all tokens so large a share is
+    predicted, and matrix products are done on a `cpu` or `cuda` device in bfloat16, or else in fp32."""
+    method, settings, size = spec.method, spec.hyperparameters, 2 if bf16 else 4
+    texts = _TEXTS.get(spec.stage, 1)
+    tokens = max(min(settings.batch_size * texts * longest, MICRO_BATCH_TOKENS[device]), texts * longest)
+    if spec.stage == "kto":
+        tokens //= 2  # a row's other text is only compared with
+    # Their logarithms and the gradients of those in fp32; the gradients of the logits themselves, with their padding.
+    logits = 0 if spec.stage == "rm" else int(tokens * loss_share) * shape.vocabulary * (8 + 4 * size)
+    # Weights in fp32 that are trained are copied to be multiplied with.
+    copies = 2 * trained if bf16 and not isinstance(method, Lora | Qlora) else 0
+    return Memory(
+        weights=_weights(shape, method, bf16) + (4 * trained if isinstance(method, Lora | Qlora) else 0),
+        gradients=4 * trained,
+        optimizer=_optimizer(shape, method, trained),
+        activations=_activations(shape, method, settings, tokens, size) + logits + copies,
+    )
+
+
+def _weights(shape: Shape, method: Method, bf16: bool) -> int:
+    if isinstance(method, Lora):
+        return shape.bytes if bf16 else 4 * shape.parameters
+    if isinstance(method, Qlora):
+        twice = method.double_quantization and method.quantization != "int8"
+        each = _TWICE_QUANTISED if twice else _QUANTISED[method.quantization]
+        return int((shape.parameters - shape.embeddings) * each) + 4 * shape.embeddings
+    return 4 * shape.parameters
+
+
+def _activations(shape: Shape, method: Method, settings: Hyperparameters, tokens: int, size: int) -> int:
+    """What a forward keeps for its backward of a block of norms, attention whose weights are not kept, and a gated layer."""
+    is_adapter = isinstance(method, Lora | Qlora)
+    norms = (
+        8 * shape.hidden * (1 if is_adapter else 2)
+    )  # what goes in, in fp32; and what comes out where the norm learns
+    attention = (
+        shape.hidden + 5 * shape.queries
+    )  # its input; queries, keys and values of each head; what comes out, twice
+    gated = shape.hidden + 4 * shape.intermediate  # its input; both its halves, the first activated, and their product
+    block = norms + size * (attention + gated)
+    if isinstance(method, Lora | Qlora) and method.dropout:
+        # Each adapter's own input, and a mask.
+        block += (size + 1) * (5 * shape.hidden + shape.queries + shape.intermediate)
+    layers = method.layers if isinstance(method, Freeze) else shape.layers
+    if settings.gradient_checkpointing:
+        return tokens * (layers * size * shape.hidden + 2 * block)
+    return tokens * (layers + 1) * block  # one more for the gradients on their way

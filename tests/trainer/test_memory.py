@@ -1,0 +1,107 @@
+"""Memory that runs out: smaller micro-batches, and nothing else that is different."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from app.jobs import estimate
+from app.jobs.combinations import STAGES as KINDS
+from tests.trainer.conftest import Run
+from tests.trainer.memory import limit
+from tests.trainer.rows_of_the_table import METHODS, STAGES, job
+from worker.trainer.failures import of_the_machine
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "sft": {"method": {"dropout": 0.2, "plus": 4}, "hyperparameters": {"neftune_alpha": 5}},
+    "dpo": {"stage": "dpo", "method": {"dropout": 0.2}},
+    "kto": {"stage": "kto", "method": {"dropout": 0.2}},
+    "qlora": {"method": {"type": "qlora", "quantization": "int8", "dropout": 0.2}},
+}
+
+
+def course(events: list[dict[str, Any]]) -> list[tuple[str, int, float]]:
+    """What was measured, in order."""
+    return [(each["type"], each["step"], each["loss"]) for each in events if each["type"] in ("step", "validation")]
+
+
+def of_type(events: list[dict[str, Any]], type: str) -> list[dict[str, Any]]:
+    return [each for each in events if each["type"] == type]
+
+
+def warnings(events: list[dict[str, Any]]) -> list[str]:
+    return [each["message"] for each in of_type(events, "warning")]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_where_memory_runs_out_the_run_is_that_of_smaller_micro_batches(
+    train: Run, rows_of: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    changes = job(SHAPES[name], epochs=1) | {"validation": {"fraction": 0.2}}
+    rows = rows_of(KINDS[changes.get("stage", "sft")].rows)
+    monkeypatch.setitem(estimate.MICRO_BATCH_TOKENS, "cpu", 128)
+    expected = train(out="small", rows=rows, **changes)
+    monkeypatch.setitem(estimate.MICRO_BATCH_TOKENS, "cpu", 4096)
+    whole = train(out="whole", rows=rows, **changes)
+    limit(monkeypatch, 128)
+    found = train(out="limited", rows=rows, **changes)
+    assert course(found) == course(expected) != course(whole)
+    assert warnings(found)[-1].endswith("It goes on with 128.")
+    assert not warnings(expected)
+    [small], [limited] = (list((tmp_path / out).glob("adapter/*.safetensors")) for out in ("small", "limited"))
+    assert limited.read_bytes() == small.read_bytes()
+
+
+@pytest.mark.parametrize("name", [*SHAPES, "full", "gradient checkpointing"])
+def test_a_preflight_leaves_no_trace(
+    train: Run, rows_of: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    changes = job((METHODS | SHAPES)[name], epochs=1)
+    rows = rows_of(KINDS[changes.get("stage", "sft")].rows)
+    without = train(out="without", rows=rows, **changes)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    with_one = train(out="with", rows=rows, **changes)
+    assert course(with_one) == course(without)
+    found, expected = (next((tmp_path / out).glob("*/*.safetensors")) for out in ("with", "without"))
+    assert found.read_bytes() == expected.read_bytes()
+    [told] = of_type(with_one, "preflight")
+    assert told["peak_memory_bytes"] > told["estimated_memory_bytes"] > 0
+    assert told["seconds"] > 0
+    assert [each["phase"] for each in of_type(with_one, "phase")][-2:] == ["preflight", "training"]
+    [skipped] = of_type(without, "preflight")
+    assert (skipped["peak_memory_bytes"], skipped["seconds"]) == (None, None)
+
+
+def test_what_does_not_fit_is_found_out_before_anything_is_trained(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    limit(monkeypatch, 128)
+    events = train()
+    assert {each["message"][:31] for each in of_type(events, "warning")} == {"Memory ran out in the preflight"}
+    last_warning = max(number for number, each in enumerate(events) if each["type"] == "warning")
+    assert last_warning < next(number for number, each in enumerate(events) if each["type"] == "step")
+
+
+@pytest.mark.parametrize("name", ["sft", "rl"])
+def test_it_says_when_memory_ran_out_and_what_it_goes_on_with(
+    train: Run, rows_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    limit(monkeypatch, 128)
+    changes = job(STAGES[name], epochs=1, max_steps=1)
+    said = warnings(train(rows=rows_of(KINDS[changes.get("stage", "sft")].rows), **changes))
+    assert said[0].startswith(
+        "Memory ran out at step 1, with micro-batches of up to 4096 padded tokens. It goes on with "
+    )
+
+
+def test_a_single_row_that_does_not_fit_ends_the_run(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit(monkeypatch, 8)
+    with pytest.raises(RuntimeError) as caught:
+        train()
+    cause = of_the_machine(caught.value)
+    assert cause is not None
+    assert cause.code == "out_of_memory"

@@ -1,0 +1,61 @@
+"""A whole attempt, by the supervisor and a trainer of its own: what it tells is what the job and its files say."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import httpx
+import pytest
+
+from app.kit import storage
+from tests.datasets.helpers import jsonl
+from tests.jobs.conftest import dataset
+from tests.jobs.test_lifecycle import job
+from worker import trainers
+from worker.slots import own_slots
+from worker.supervisor import train_next
+
+__all__ = ["dataset", "job"]
+
+
+def test_what_was_mixed_in_kept_and_compared_is_told(
+    client: httpx.Client, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.post(f"/jobs/{job['id']}/cancel").raise_for_status()
+    rows = jsonl([{"instruction": f"name {n}", "output": f"fruit {n}"} for n in range(8)])
+    general = client.post("/datasets", content=rows).raise_for_status().json()
+    body = {
+        "base_model": "demo-base",
+        "dataset": job["dataset"],
+        "validation": {"fraction": 0.2, "every": 1, "patience": 1},
+        "replay": {"dataset": general["id"], "fraction": 0.2},
+        "hyperparameters": {
+            "epochs": 20,
+            "batch_size": 8,
+            "learning_rate": 0.2,
+            "scheduler": "constant",
+            "keep_checkpoints": 1,
+        },
+        "deploy": {"mode": "none"},
+    }
+    made = client.post("/jobs", json=body).raise_for_status().json()
+    monkeypatch.setattr(trainers, "keep_warm", lambda: None)
+    assert train_next(own_slots(), threading.Event())
+
+    told = client.get(f"/jobs/{made['id']}").json()
+    assert told["status"] == "succeeded", told["error"]
+    events = {event["type"]: event["data"] for event in client.get(f"/jobs/{made['id']}/events").json()["data"]}
+    best = events["stopped_early"]["best_step"]
+    assert told["progress"]["step"] == events["stopped_early"]["step"] == best + 1
+    kept = client.get(f"/jobs/{made['id']}/checkpoints").json()["data"]
+    assert [each["step"] for each in kept] == [best + 1, best]
+    assert kept[1]["validation_loss"] < kept[0]["validation_loss"]
+
+    manifest = json.loads((storage.fetch_folder(f"artifacts/{made['id']}/1") / "manifest.json").read_text())
+    assert manifest["provenance"]["replay"] == {name: general[name] for name in ("id", "name", "sha256")}
+    assert manifest["data"]["replay_rows"] == 4
+    assert (manifest["result"]["stopped_early"], manifest["result"]["best_step"]) == (True, best)
+    assert manifest["scorecard"] == told["scorecard"]
+    assert told["scorecard"]["tuned"]["loss"] == pytest.approx(kept[1]["validation_loss"], abs=1e-3)

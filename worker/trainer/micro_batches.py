@@ -1,0 +1,67 @@
+"""How large micro-batches are: as large as is good for speed, and smaller where memory runs out."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from app.jobs.estimate import MICRO_BATCH_TOKENS
+from worker.trainer.determinism import random_states
+from worker.trainer.events import Emit
+from worker.trainer.failures import of_the_machine
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+
+def micro_batch_tokens() -> int:
+    """Padded tokens of a micro-batch on this machine, while they fit."""
+    return MICRO_BATCH_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
+
+
+class MicroBatches:
+    """A micro-batch of this run has at most `tokens` padded tokens, or is one row."""
+
+    def __init__(self, tokens: int, emit: Emit) -> None:
+        self.tokens = tokens
+        self._emit = emit
+
+    def fit(
+        self,
+        model: Any,
+        what: str,
+        rows: int,
+        cut: Callable[[int], list[Part]],
+        work: Callable[[list[Part]], Result],
+    ) -> Result:
+        """What `work` makes of the micro-batches into which `cut` puts so many rows, given the tokens of one at most.
+
+        Where memory runs out meanwhile, gradients are dropped, random states are as they were before, `tokens` is halved until
+        it makes a difference, a `warning` says so (`what`: in the midst of what), and `work` begins anew. Raises the error where
+        each row is a micro-batch of its own already.
+        """
+        while True:
+            made, put_back = cut(self.tokens), random_states()
+            try:
+                return work(made)
+            except Exception as error:
+                cause = of_the_machine(error)
+                if cause is None or cause.code != "out_of_memory" or len(made) >= rows or self.tokens == 1:
+                    raise
+            # After the handler: the error's frames hold what is to be freed.
+            parts = len(made)
+            del made
+            model.zero_grad()
+            put_back()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            before = self.tokens
+            self.tokens //= 2
+            while len(cut(self.tokens)) == parts < len(cut(1)):
+                self.tokens //= 2
+            message = f"Memory ran out {what}, with micro-batches of up to {before} padded tokens. It goes on with {self.tokens}."
+            self._emit("warning", message=message)
