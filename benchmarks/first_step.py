@@ -36,9 +36,10 @@ LOAD = """
 import sys, time
 from worker.trainer.waiting import import_all
 import_all()
-from worker.trainer.base import Base, load_model, training_dtype
+from worker.trainer.base import Base, load_model
+from worker.trainer.precision import weights_dtype
 began = time.perf_counter()
-load_model(Base(sys.argv[1]), training_dtype())
+load_model(Base(sys.argv[1]), weights_dtype())
 print(time.perf_counter() - began)
 """
 

@@ -55,14 +55,14 @@ READ = {
     "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "early_stopping_steps",
     "use_galore", "galore_rank",
     "galore_update_interval", "galore_scale", "use_apollo", "apollo_rank", "apollo_update_interval", "apollo_scale",
-    "mixture_of_depths", "template", "enable_thinking",
+    "mixture_of_depths", "template", "enable_thinking", "bf16", "pure_bf16", "fp16", "flash_attn",
 }  # fmt: skip
 # What the service or the model settles, or what changes nothing in the result.
 SETTLED = {
     "do_train", "do_eval", "do_predict", "output_dir", "overwrite_output_dir", "overwrite_cache", "logging_steps", "plot_loss",
-    "report_to", "run_name", "bf16", "fp16", "pure_bf16", "preprocessing_num_workers", "dataloader_num_workers", "ddp_timeout",
+    "report_to", "run_name", "preprocessing_num_workers", "dataloader_num_workers", "ddp_timeout",
     "trust_remote_code", "resume_from_checkpoint", "save_strategy", "save_only_model",
-    "per_device_eval_batch_size", "eval_on_start", "dataset_dir", "media_dir", "cache_dir", "flash_attn", "gradient_checkpointing",
+    "per_device_eval_batch_size", "eval_on_start", "dataset_dir", "media_dir", "cache_dir", "gradient_checkpointing",
     "disable_gradient_checkpointing", "include_num_input_tokens_seen", "logging_first_step", "hub_model_id", "push_to_hub",
     "use_fast_tokenizer", "low_cpu_mem_usage", "print_param_status", "group_by_length", "optim",
 }  # fmt: skip
@@ -82,6 +82,9 @@ TEMPLATES = {
     "qwen3_nothink": "chatml", "llama2": "llama2", "llama3": "llama3", "mistral": "mistral", "gemma": "gemma", "gemma2": "gemma",
     "gemma3": "gemma", "phi": "phi3", "phi_small": "phi3", "phi4": "phi4", "glm4": "glm4",
 }  # fmt: skip
+# `pure_bf16` keeps what is trained in bf16 too; ours is in fp32, so that small updates are not rounded away.
+PRECISIONS = {"bf16": "bf16", "pure_bf16": "bf16", "fp16": "fp16"}
+ATTENTIONS = ("auto", "disabled", "sdpa", "fa2", "fa3")
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
 
 
@@ -296,8 +299,23 @@ def _judging(config: Config) -> Config:
     return found
 
 
+def _precision(config: Config) -> Config:
+    """What is computed in. Whichever way attention is computed, it is the same; the worker takes the quickest that it has."""
+    asked = {ours: name for name, ours in PRECISIONS.items() if config.get(name)}
+    if len(asked) > 1:
+        raise Failure(
+            f"{' and '.join(asked.values())} together have no counterpart.", param="config", hint="Choose one of them."
+        )
+    attention = config.get("flash_attn", "auto")
+    if attention not in ATTENTIONS:
+        raise Failure(
+            f"flash_attn {attention} has no counterpart.", param="config", hint=f"{', '.join(ATTENTIONS)} have one."
+        )
+    return {"hyperparameters.precision": next(iter(asked))} if asked else {}
+
+
 # Each adds what follows of several keys.
-RULES: tuple[Callable[[Config], Config], ...] = (_method, _batches, _schedule, _validation)
+RULES: tuple[Callable[[Config], Config], ...] = (_method, _batches, _schedule, _validation, _precision)
 # Field → the stages or methods that have it: LLaMA-Factory does not mind a key that another one would read.
 OF_STAGE = {"loss": ("dpo",), "beta": ("dpo", "kto"), "simpo_gamma": ("dpo",), "neftune_alpha": ("sft",),
             "desirable_weight": ("kto",), "undesirable_weight": ("kto",)}  # fmt: skip

@@ -136,11 +136,11 @@ def _optimizer(shape: Shape, method: Method, trained: int) -> int:
 
 
 def memory(
-    spec: JobSpec, shape: Shape, *, trained: int, longest: int, loss_share: float, device: str, bf16: bool
+    spec: JobSpec, shape: Shape, *, trained: int, longest: int, loss_share: float, device: str, compute_bytes: int
 ) -> Memory:
     """The peak of a job's steps: `trained` weights change, its longest text has so many tokens, of all tokens so large a share is
-    predicted, and matrix products are done on a `cpu` or `cuda` device in bfloat16, or else in fp32."""
-    method, settings, size = spec.method, spec.hyperparameters, 2 if bf16 else 4
+    predicted, and matrix products are done on a `cpu` or `cuda` device in numbers of 2 bytes, or else of 4."""
+    method, settings, size = spec.method, spec.hyperparameters, compute_bytes
     texts = _TEXTS.get(spec.stage, 1)
     tokens = max(min(settings.batch_size * texts * longest, MICRO_BATCH_TOKENS[device]), texts * longest)
     if spec.stage == "kto":
@@ -148,18 +148,19 @@ def memory(
     # Their logarithms and the gradients of those in fp32; the gradients of the logits themselves, with their padding.
     logits = 0 if spec.stage == "rm" else int(tokens * loss_share) * shape.vocabulary * (8 + 4 * size)
     # Weights in fp32 that are trained are copied to be multiplied with.
-    copies = 2 * trained if bf16 and not isinstance(method, Lora | Qlora) else 0
+    copies = 2 * trained if size == 2 and not isinstance(method, Lora | Qlora) else 0
     return Memory(
-        weights=_weights(shape, method, bf16) + (4 * trained if isinstance(method, Lora | Qlora) else 0),
+        weights=_weights(shape, method, settings, size) + (4 * trained if isinstance(method, Lora | Qlora) else 0),
         gradients=4 * trained,
         optimizer=_optimizer(shape, method, trained),
         activations=_activations(shape, method, settings, tokens, size) + logits + copies,
     )
 
 
-def _weights(shape: Shape, method: Method, bf16: bool) -> int:
+def _weights(shape: Shape, method: Method, settings: Hyperparameters, size: int) -> int:
     if isinstance(method, Lora):
-        return shape.bytes if bf16 else 4 * shape.parameters
+        is_own = size == 2 and settings.precision != "fp16"  # the precision of the files
+        return shape.bytes if is_own else size * shape.parameters
     if isinstance(method, Qlora):
         twice = method.double_quantization and method.quantization != "int8"
         each = _TWICE_QUANTISED if twice else _QUANTISED[method.quantization]

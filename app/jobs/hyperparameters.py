@@ -10,6 +10,7 @@ from app.jobs.rewards import ExactMatch, Reward, Rewards
 from app.kit.wire import Strict
 
 StageName = Literal["sft", "pt", "dpo", "kto", "rm", "rl"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 class Hyperparameters(Strict):
@@ -29,6 +30,10 @@ class Hyperparameters(Strict):
     weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's.")
     max_grad_norm: float = Field(
         1.0, gt=0, le=1_000_000, description="Gradients longer than this are scaled down to it."
+    )
+    precision: Precision = Field(
+        "auto",
+        description="What is computed in. auto: bf16 where the machine is quick in it, else fp32. fp16: GPUs only.",
     )
     gradient_checkpointing: bool = Field(
         False,

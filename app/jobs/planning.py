@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from app.datasets.check_schemas import CheckOut, CheckRequest
 from app.datasets.checking import check
 from app.jobs import estimate, service
-from app.jobs.hyperparameters import Reinforcement
+from app.jobs.hyperparameters import Precision, Reinforcement
 from app.jobs.plan_schemas import PlannedJob, PlannedTokens, PlanOut, memory_out
 from app.jobs.schemas import JobCreate, job_out
 from app.jobs.spec import JobSpec
@@ -105,9 +105,16 @@ def _memory(spec: JobSpec, base: Model, tokens: PlannedTokens, on_gpu: bool) -> 
         longest=spec.hyperparameters.max_length if is_drawn else tokens.max,
         loss_share=1.0 if is_drawn else tokens.loss_share,
         device="cuda" if on_gpu else "cpu",
-        bf16=on_gpu or "amx_tile" in Path("/proc/cpuinfo").read_text(),
+        compute_bytes=_compute_bytes(spec.hyperparameters.precision, on_gpu),
     )
     return memory_out(memory, "gpu" if on_gpu else "cpu")
+
+
+def _compute_bytes(precision: Precision, on_gpu: bool) -> int:
+    """What a number takes that is computed with; as far as a worker's machine is like this one."""
+    if precision == "auto":
+        return 2 if on_gpu or "amx_tile" in Path("/proc/cpuinfo").read_text() else 4
+    return 4 if precision == "fp32" else 2
 
 
 def _on_gpu(session: Session, job: Job) -> bool:

@@ -66,7 +66,7 @@ def test_an_example_of_its_own_is_posted(run: Run, rows: Path, tmp_path: Path) -
     assert job["method"]["target_modules"] == ["q_proj", "v_proj"]
     assert job["validation"]["fraction"] == 0.1
     expected = {"batch_size": 8, "learning_rate": 1e-4, "epochs": 2, "scheduler": "cosine", "warmup_ratio": 0.1,
-                "max_length": 256, "checkpoint_every": 500}  # fmt: skip
+                "max_length": 256, "checkpoint_every": 500, "precision": "bf16"}  # fmt: skip
     assert expected.items() <= job["hyperparameters"].items()
     shown = run("jobs", "from-llamafactory", config, "--show")
     assert json.loads(shown.stdout)["dataset"] == job["dataset"]
@@ -110,6 +110,8 @@ def test_its_template_is_taken_where_the_model_has_none(run: Run, dataset: str, 
         ({"stage": "dpo", "pref_loss": "simpo", "pref_beta": 2.0, "simpo_gamma": 0.7}, {},
          {"loss": "simpo", "beta": 2.0, "simpo_gamma": 0.7}),
         ({"stage": "kto", "pref_beta": 0.2, "pref_loss": "sigmoid"}, {}, {"beta": 0.2}),
+        ({"pure_bf16": True, "bf16": True, "flash_attn": "fa2"}, {}, {"precision": "bf16"}),
+        ({"stage": "dpo", "fp16": True, "bf16": False}, {}, {"precision": "fp16"}),
         ({"stage": "pt", "max_steps": 7, "neftune_noise_alpha": 5}, {}, {"max_steps": 7}),
     ],
 )  # fmt: skip
@@ -129,9 +131,10 @@ def test_every_part_has_its_place(
             "packing": True, "use_badam": True, "mask_history": True, "lr_scheduler_type": "polynomial", "val_size": 500,
             "quantization_bit": 2, "finetuning_type": "oft", "a_new_key": 3, "galore_proj_type": "left",
             "mixture_of_depths": "convert", "load_best_model_at_end": True, "early_stopping_steps": 3,
-            "metric_for_best_model": "accuracy",
+            "metric_for_best_model": "accuracy", "flash_attn": "fa9",
         }.items()),
         ({"use_dora": True, "pissa_init": True}, "dora and pissa"),
+        ({"bf16": True, "fp16": True}, "bf16 and fp16"),
         ({"use_galore": True}, "use_galore with finetuning_type lora"),
         ({"use_galore": True, "use_apollo": True, "finetuning_type": "full"}, "use_galore and use_apollo"),
     ],

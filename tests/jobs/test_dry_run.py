@@ -109,7 +109,7 @@ def test_estimates_are_near_those_that_are_published(method: Method, gigabytes: 
     assert shape is not None
     spec = JobSpec(method=method, hyperparameters=Supervised(batch_size=1))
     trained = estimate.trainable(shape, method)
-    memory = estimate.memory(spec, shape, trained=trained, longest=512, loss_share=0.5, device="cuda", bf16=True)
+    memory = estimate.memory(spec, shape, trained=trained, longest=512, loss_share=0.5, device="cuda", compute_bytes=2)
     assert memory.total / 1e9 == pytest.approx(gigabytes, rel=0.35)
 
 
@@ -121,7 +121,7 @@ def test_what_is_not_kept_or_not_trained_takes_less() -> None:
         spec = JobSpec(method=method, hyperparameters=Supervised(**settings))
         trained = estimate.trainable(shape, method)
         return estimate.memory(
-            spec, shape, trained=trained, longest=2048, loss_share=0.5, device="cuda", bf16=True
+            spec, shape, trained=trained, longest=2048, loss_share=0.5, device="cuda", compute_bytes=2
         ).total
 
     assert total(Qlora()) < total(Lora()) < total(Freeze(layers=8)) < total(Full())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from app.jobs.hyperparameters import Kto, Preference, Reinforcement
 from worker.trainer.data.render import Example
 from worker.trainer.data.rows import Item
 from worker.trainer.micro_batches import MicroBatches
+from worker.trainer.precision import compute_in
 from worker.trainer.reference import with_reference
 from worker.trainer.stages import STAGES, kto, rl, texts
 
@@ -53,9 +54,11 @@ PAIRS = [Item((example(prompt, chosen), example(prompt, rejected))) for prompt, 
 
 
 @pytest.fixture(autouse=True)
-def in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_fp32() -> Iterator[None]:
     """Also where this machine is quick in bfloat16: theirs are computed so."""
-    monkeypatch.setattr("worker.trainer.base.computes_bf16", lambda: False)
+    compute_in("fp32")
+    yield
+    compute_in("auto")
 
 
 @pytest.fixture

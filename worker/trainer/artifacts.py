@@ -51,22 +51,23 @@ def sync_entry(path: Path) -> None:
         os.close(descriptor)
 
 
-def made_with(dtype: torch.dtype, autocasts: bool) -> dict[str, Any]:
-    """What decides that the same spec gives the same bits: the libraries, the device, the threads, the precisions."""
-    return library_versions() | hardware(dtype, autocasts)
+def made_with(dtype: torch.dtype, compute: torch.dtype, attention: str) -> dict[str, Any]:
+    """What decides that the same spec gives the same bits: the libraries, the device, the threads, the precisions, the
+    attention."""
+    return library_versions() | hardware(dtype, compute) | {"attention": attention}
 
 
 def library_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
 
 
-def hardware(dtype: torch.dtype, autocasts: bool) -> dict[str, Any]:
+def hardware(dtype: torch.dtype, compute: torch.dtype) -> dict[str, Any]:
     """The device, the number of threads, the precisions."""
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor_name(),
         "threads": torch.get_num_threads(),
         "base_dtype": str(dtype).removeprefix("torch."),
-        "compute_dtype": "bfloat16" if autocasts else str(dtype).removeprefix("torch."),
+        "compute_dtype": str(compute).removeprefix("torch."),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
 

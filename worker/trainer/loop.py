@@ -25,13 +25,13 @@ from app.jobs.estimate import Memory, count_steps
 from app.jobs.hyperparameters import Hyperparameters, Reinforcement
 from app.jobs.spec import Validation
 from worker.trainer.arguments import arguments_of
-from worker.trainer.base import autocast
 from worker.trainer.checkpoints import SECONDS_BETWEEN, Checkpoints, RunState, commit, read_state
 from worker.trainer.data.batches import LengthBuckets
 from worker.trainer.data.rows import Item
 from worker.trainer.events import Emit
 from worker.trainer.failures import Failure
 from worker.trainer.micro_batches import MicroBatches
+from worker.trainer.precision import autocast, scale_gradients, unscale_gradients, was_left_out
 from worker.trainer.preflight import fly, is_needed
 from worker.trainer.stages import Stage
 from worker.trainer.stages.texts import Batch
@@ -133,6 +133,7 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
             train_dataset=items,
             callbacks=[_Hooks(self)],
         )
+        scale_gradients(self.accelerator)
         self.remove_callback(PrinterCallback)
 
     def run(self) -> None:
@@ -291,12 +292,17 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
             add(measured, also)
         return total, means(measured, count), sum(batch["tokens"] for batch in made)
 
+    def _clip_grad_norm(self, model: Any) -> Any:
+        unscale_gradients(self.accelerator, self.optimizer)
+        return super()._clip_grad_norm(model)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Called by the Trainer after each step. Emits it; keeps no history, which would grow with the run."""
         if "loss" not in logs:  # its summary at the end
             return
         step = self.state.global_step
-        if not math.isfinite(logs["grad_norm"]):
+        left_out = was_left_out(self.accelerator, logs["grad_norm"])
+        if not math.isfinite(logs["grad_norm"]) and not left_out:
             raise _not_finite("gradient's norm", logs["grad_norm"], step)
         took = perf_counter() - self.step_began
         self.recent.append((took, self.step_tokens))
@@ -306,7 +312,7 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
             step=step,
             loss=self.last_loss,
             learning_rate=logs["learning_rate"],
-            grad_norm=logs["grad_norm"],
+            grad_norm=None if left_out else logs["grad_norm"],
             **self.measured,
             tokens=self.step_tokens,
             seconds=round(took, 6),

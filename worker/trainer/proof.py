@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from worker.trainer.base import attend, autocast
+from worker.trainer.base import attend
 from worker.trainer.data.rows import Item
+from worker.trainer.precision import autocast
 
 _ROWS = 16
 

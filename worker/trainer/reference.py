@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 
-from worker.trainer.base import autocast
 from worker.trainer.data.rows import Item
 from worker.trainer.micro_batches import MicroBatches
+from worker.trainer.precision import autocast
 from worker.trainer.stages import texts
 
 

@@ -16,7 +16,7 @@ from app.jobs.estimate import Memory, count_steps, memory, shape_of
 from app.jobs.hyperparameters import Pretraining, Reinforcement
 from app.jobs.spec import TrainerSpec
 from worker.trainer import artifacts, scorecard
-from worker.trainer.base import Base, computes_bf16, onto_device, random_model
+from worker.trainer.base import Base, attention_of, onto_device, random_model
 from worker.trainer.checkpoints import Checkpoints, RunState, differences, read_state
 from worker.trainer.data import dataset
 from worker.trainer.data.tokenizer import load_tokenizer
@@ -28,6 +28,7 @@ from worker.trainer.loop import train
 from worker.trainer.methods import METHODS, Method
 from worker.trainer.micro_batches import MicroBatches, micro_batch_tokens
 from worker.trainer.outcome import Writer
+from worker.trainer.precision import compute_dtype, compute_in
 from worker.trainer.proof import Proof, find_score
 from worker.trainer.reference import with_reference
 from worker.trainer.stages import STAGES
@@ -55,6 +56,7 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
     settings, method = spec.spec.hyperparameters, METHODS[spec.spec.method.type]
     stage = method.of_stage(STAGES[spec.spec.stage])
     be_deterministic(settings.deterministic)
+    compute_in(settings.precision)
     out.mkdir(parents=True, exist_ok=True)
     if spec.threads > 0:
         torch.set_num_threads(spec.threads)
@@ -105,7 +107,7 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
         )
         untrained = scorecard.look(model, asked) if asked else {}
 
-    made_with = artifacts.made_with(dtype, computes_bf16()) | {"micro_batch_tokens": most}
+    made_with = artifacts.made_with(dtype, compute_dtype(), attention_of(model)) | {"micro_batch_tokens": most}
     if resumed:
         micro_batches.tokens = min(most, resumed.micro_batch_tokens or most)
 
@@ -127,6 +129,7 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
         "longest": max(len(example.token_ids) for example in examples),
         "examples": len(data.train),
         "gpus": torch.cuda.device_count(),
+        **{name: made_with[name] for name in ("compute_dtype", "attention")},
     }
     emit("started", **summary)
     about = {
@@ -236,7 +239,7 @@ def _estimate(spec: TrainerSpec, model: Any, dtype: torch.dtype, summary: dict[s
         longest=spec.spec.hyperparameters.max_length if is_drawn else summary["longest"],
         loss_share=1.0 if is_drawn else summary["loss_tokens"] / summary["tokens"],
         device="cuda" if torch.cuda.is_available() else "cpu",
-        bf16=computes_bf16(),
+        compute_bytes=compute_dtype().itemsize,
     )
 
 

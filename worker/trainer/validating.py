@@ -11,9 +11,9 @@ import torch
 from accelerate.utils import send_to_device
 
 from app.jobs.spec import Validation
-from worker.trainer.base import autocast
 from worker.trainer.checkpoints import Checkpoints, RunState
 from worker.trainer.data.rows import Item
+from worker.trainer.precision import autocast
 from worker.trainer.stages import Stage
 from worker.trainer.stages.texts import Batch
 

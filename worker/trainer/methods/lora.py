@@ -21,8 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from app.jobs.methods import Lora, Qlora
-from worker.trainer.base import Base, computes_bf16, load_model, training_dtype
+from worker.trainer.base import Base, load_model
 from worker.trainer.methods.full import of_stage
+from worker.trainer.precision import compute_dtype, weights_dtype
 
 __all__ = ["KIND", "load", "load_base", "merge", "of_stage", "optimizer", "prepare", "save"]
 
@@ -33,8 +34,8 @@ _WEIGHTS = "adapter_model.safetensors"
 
 
 def load_base(base: Base, config: Lora) -> Any:
-    """In the precision that this machine trains in."""
-    return load_model(base, training_dtype())
+    """In the precision that is trained in."""
+    return load_model(base, weights_dtype())
 
 
 def prepare(model: Any, config: Lora | Qlora) -> Any:
@@ -71,8 +72,11 @@ def prepare(model: Any, config: Lora | Qlora) -> Any:
     for module in peft_model.modules():
         if type(module) is Linear and config.variant != "dora":
             module.lora_variant[_ADAPTER] = _FewerPasses
-            # PEFT would copy the layer's input to fp32, and autocast that back to bf16: two copies for nothing.
-            module.cast_input_dtype_enabled = not computes_bf16()
+            # PEFT would copy the layer's input to fp32, and autocast that back to 16 bits: two copies for nothing.
+            module.cast_input_dtype_enabled = compute_dtype() is torch.float32
+    for weight in peft_model.parameters():
+        if weight.requires_grad:  # a score is in the base's precision until here
+            weight.data = weight.data.float()
     if config.variant == "pissa":
         peft_model.began_with = {name: weight.detach().cpu().clone() for name, weight in _weights(peft_model).items()}
     return peft_model

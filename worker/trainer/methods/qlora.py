@@ -10,17 +10,18 @@ from peft import prepare_model_for_kbit_training
 from transformers import BitsAndBytesConfig
 
 from app.jobs.methods import Qlora
-from worker.trainer.base import Base, computes_bf16, load_model
+from worker.trainer.base import Base, load_model
 from worker.trainer.methods import lora
 from worker.trainer.methods.lora import KIND, load, of_stage, optimizer, save
+from worker.trainer.precision import compute_dtype
 
 __all__ = ["KIND", "load", "load_base", "of_stage", "optimizer", "prepare", "save"]
 
 
 def load_base(base: Base, config: Qlora) -> Any:
-    """With the weights of its linear layers in 4 or 8 bits; what they are multiplied in is what this machine is fast in."""
+    """With the weights of its linear layers in 4 or 8 bits; they are multiplied in the precision that is trained in."""
     whole = ["lm_head"]  # what makes logits of the last hidden states
-    compute = torch.bfloat16 if computes_bf16() else torch.float32
+    compute = compute_dtype()
     if config.quantization == "int8":
         quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)
     else:

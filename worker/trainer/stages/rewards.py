@@ -16,10 +16,10 @@ from transformers import AutoModelForSequenceClassification
 
 from app.jobs.rewards import ByModel, ExactMatch, JsonValid, Length, NumberMatch, Regex, Reward
 from app.jobs.spec import RewardModel
-from worker.trainer.base import autocast
 from worker.trainer.data.render import Example, Row, Template, render_answered
 from worker.trainer.data.tokenizer import load_tokenizer, pad_id
 from worker.trainer.failures import unreadable_model
+from worker.trainer.precision import autocast
 from worker.trainer.stages import texts
 
 # With thousands separators, or without.
