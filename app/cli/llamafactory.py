@@ -56,6 +56,7 @@ READ = {
     "use_galore", "galore_rank",
     "galore_update_interval", "galore_scale", "use_apollo", "apollo_rank", "apollo_update_interval", "apollo_scale",
     "mixture_of_depths", "template", "enable_thinking", "bf16", "pure_bf16", "fp16", "flash_attn",
+    "packing", "neat_packing",
 }  # fmt: skip
 # What the service or the model settles, or what changes nothing in the result.
 SETTLED = {
@@ -68,7 +69,7 @@ SETTLED = {
 }  # fmt: skip
 # Keys with a value that says nothing else than a job of ours does.
 NEUTRAL: Config = {
-    "packing": False, "neat_packing": False, "mask_history": False, "train_on_prompt": False, "max_samples": None,
+    "mask_history": False, "train_on_prompt": False, "max_samples": None,
     "additional_target": None, "adapter_name_or_path": None, "galore_target": "all", "galore_proj_type": "std",
     "apollo_target": "all", "apollo_proj": "random", "apollo_proj_type": "std", "apollo_scale_type": "channel",
     "use_badam": False, "shift_attn": False, "use_unsloth": False,
@@ -314,10 +315,16 @@ def _precision(config: Config) -> Config:
     return {"hyperparameters.precision": next(iter(asked))} if asked else {}
 
 
+def _packing(config: Config) -> Config:
+    """Texts in a row never see each other here, as with `neat_packing`."""
+    asked = [bool(config[key]) for key in ("packing", "neat_packing") if key in config]
+    return {"hyperparameters.packing": any(asked)} if any(asked) or "packing" in config else {}
+
+
 # Each adds what follows of several keys.
-RULES: tuple[Callable[[Config], Config], ...] = (_method, _batches, _schedule, _validation, _precision)
+RULES: tuple[Callable[[Config], Config], ...] = (_method, _batches, _schedule, _validation, _precision, _packing)
 # Field → the stages or methods that have it: LLaMA-Factory does not mind a key that another one would read.
-OF_STAGE = {"loss": ("dpo",), "beta": ("dpo", "kto"), "simpo_gamma": ("dpo",), "neftune_alpha": ("sft",),
+OF_STAGE = {"loss": ("dpo",), "beta": ("dpo", "kto"), "simpo_gamma": ("dpo",), "neftune_alpha": ("sft",), "packing": ("sft", "pt"),
             "desirable_weight": ("kto",), "undesirable_weight": ("kto",)}  # fmt: skip
 ADAPTERS = ("lora", "qlora")
 OF_METHOD = {"rank": ADAPTERS + LOW_RANK, "alpha": ADAPTERS, "dropout": ADAPTERS, "plus": ADAPTERS, "target_modules": ADAPTERS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from app.jobs.hyperparameters import StageName
+from app.jobs.hyperparameters import Hyperparameters, StageName, Supervised
 from app.jobs.methods import Lora, Method, Mod, Qlora, Whole
 
 Mode = Literal["adapter", "merged", "none"]
@@ -31,6 +31,23 @@ STAGES: dict[StageName, StageRules] = {
 # (`model_type`) that it was shown to work on.
 MOD_STAGES = ("sft", "pt")
 MOD_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+# The families (`model_type`) of which it was shown that texts in a packed row say what they say alone.
+PACKED_FAMILIES = ("gemma2", "gemma3_text", "glm", "glm4", "llama", "mistral", "phi3", "qwen2", "qwen3")
+
+
+def why_unpacked(settings: Hyperparameters, method: Method, family: str | None, own_code: bool) -> str | None:
+    """Why texts are not packed on a model of this family; None where they may be."""
+    if isinstance(method, Mod):
+        return "Mixture-of-Depths picks a share of the tokens of each text, and takes a row for one."
+    if isinstance(settings, Supervised) and settings.neftune_alpha is not None:
+        return "NEFTune's noise is the weaker the longer a row is, so a packed one would get less."
+    if family not in PACKED_FAMILIES or own_code:
+        known = ", ".join(PACKED_FAMILIES)
+        whose = "with code of its own" if own_code else f"of type '{family}'"
+        return f"It was not shown to work on a model {whose}, but on these types without: {known}."
+    return None
 
 
 class Served(NamedTuple):

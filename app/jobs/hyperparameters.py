@@ -54,7 +54,17 @@ class Hyperparameters(Strict):
         return self.batch_size
 
 
-class Supervised(Hyperparameters):
+class Texts(Hyperparameters):
+    """Of stages whose rows are texts that are learned one by one."""
+
+    packing: Literal["auto", True, False] = Field(
+        "auto",
+        description="Whether several texts are laid one after the other into a row, in place of padding. auto: where "
+        "FlashAttention 2 is used, on models that it was shown to work on.",
+    )
+
+
+class Supervised(Texts):
     """Of `sft`."""
 
     neftune_alpha: float | None = Field(
@@ -62,7 +72,7 @@ class Supervised(Hyperparameters):
     )
 
 
-class Pretraining(Hyperparameters):
+class Pretraining(Texts):
     """Of `pt`."""
 
     initial_weights: Literal["base", "random"] = Field(

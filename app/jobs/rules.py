@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.datasets.tables import Dataset
-from app.jobs.combinations import MOD_FAMILIES, MOD_STAGES, STAGES, served
-from app.jobs.hyperparameters import Pretraining
+from app.jobs.combinations import MOD_FAMILIES, MOD_STAGES, STAGES, served, why_unpacked
+from app.jobs.hyperparameters import Pretraining, Texts
 from app.jobs.methods import METHODS, Lora, Mod, Qlora, Whole
 from app.jobs.spec import JobSpec
 from app.kit.errors import InvalidValue
@@ -151,6 +151,20 @@ def _mod_is_known_to_work(spec: JobSpec, base: Model, dataset: Dataset) -> None:
         )
 
 
+def _packing_is_known_to_work(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    settings, facts = spec.hyperparameters, base.facts
+    if not isinstance(settings, Texts) or settings.packing is not True:
+        return
+    reason = why_unpacked(settings, spec.method, facts.get("model_type"), facts.get("own_code", False))
+    if reason:
+        raise InvalidValue(
+            f"The rows of this job cannot be packed. {reason}",
+            param="hyperparameters.packing",
+            code="unsupported",
+            hint="Leave hyperparameters.packing out.",
+        )
+
+
 def _is_served(spec: JobSpec, base: Model, dataset: Dataset) -> None:
     """Writes out how the outcome is served."""
     way = served(spec.stage, spec.method)
@@ -218,6 +232,7 @@ RULES: tuple[Callable[[JobSpec, Model, Dataset], None], ...] = (
     _random_weights_are_all_trained,
     _rewards_on_whole_weights,
     _mod_is_known_to_work,
+    _packing_is_known_to_work,
     _is_served,
     _rank_is_served,
     _targets_exist,

@@ -111,6 +111,9 @@ def test_its_template_is_taken_where_the_model_has_none(run: Run, dataset: str, 
          {"loss": "simpo", "beta": 2.0, "simpo_gamma": 0.7}),
         ({"stage": "kto", "pref_beta": 0.2, "pref_loss": "sigmoid"}, {}, {"beta": 0.2}),
         ({"pure_bf16": True, "bf16": True, "flash_attn": "fa2"}, {}, {"precision": "bf16"}),
+        ({"neat_packing": True, "packing": False}, {}, {"packing": True}),
+        ({"stage": "pt", "packing": False, "neat_packing": False}, {}, {"packing": False}),
+        ({"stage": "dpo", "packing": True}, {}, {}),
         ({"stage": "dpo", "fp16": True, "bf16": False}, {}, {"precision": "fp16"}),
         ({"stage": "pt", "max_steps": 7, "neftune_noise_alpha": 5}, {}, {"max_steps": 7}),
     ],
@@ -128,7 +131,7 @@ def test_every_part_has_its_place(
     ("config", "said"),
     [
         *(({name: value}, name) for name, value in {
-            "packing": True, "use_badam": True, "mask_history": True, "lr_scheduler_type": "polynomial", "val_size": 500,
+            "use_badam": True, "mask_history": True, "lr_scheduler_type": "polynomial", "val_size": 500,
             "quantization_bit": 2, "finetuning_type": "oft", "a_new_key": 3, "galore_proj_type": "left",
             "mixture_of_depths": "convert", "load_best_model_at_end": True, "early_stopping_steps": 3,
             "metric_for_best_model": "accuracy", "flash_attn": "fa9",

@@ -34,11 +34,13 @@ def test_two_fields_are_enough_and_every_default_is_written_out(client: httpx.Cl
         "scheduler": "cosine",
         "weight_decay": 0,
         "max_grad_norm": 1,
+        "precision": "auto",
         "gradient_checkpointing": False,
         "checkpoint_every": "auto",
         "keep_checkpoints": 2,
         "deterministic": False,
         "seed": 42,
+        "packing": "auto",
         "neftune_alpha": None,
     }
     assert job["check"] == {"max_cut_share": 0.2, "scorecard": True}
@@ -83,6 +85,11 @@ REFUSALS: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"hyperparameters": {"keep_checkpoints": 0}}, 422, "invalid_value", "hyperparameters.keep_checkpoints"),
     ({"hyperparameters": {"lr": 1}}, 422, "unknown_field", "hyperparameters.lr"),
     ({"hyperparameters": {"max_length": 4096}}, 422, "invalid_value", "hyperparameters.max_length"),
+    ({"hyperparameters": {"precision": "fp8"}}, 422, "invalid_value", "hyperparameters.precision"),
+    ({"hyperparameters": {"packing": "always"}}, 422, "invalid_value", "hyperparameters.packing"),
+    ({"stage": "dpo", "hyperparameters": {"packing": True}}, 422, "unknown_field", "hyperparameters.packing"),
+    ({"hyperparameters": {"packing": True, "neftune_alpha": 5}}, 422, "unsupported", "hyperparameters.packing"),
+    ({"hyperparameters": {"packing": True}, "method": {"type": "mod"}}, 422, "unsupported", "hyperparameters.packing"),
     ({"check": {"max_cut_share": 2}}, 422, "invalid_value", "check.max_cut_share"),
     ({"check": {"scorecard": 3}}, 422, "invalid_value", "check.scorecard"),
     ({"deploy": {"mode": "nowhere"}}, 422, "invalid_value", "deploy.mode"),
@@ -148,6 +155,22 @@ def test_mixture_of_depths_is_refused_where_it_was_not_shown_to_work(
     routed = registered(model_type="qwen2", mixture_of_depths={"capacity": 0.5})
     for method in ("mod", "lora", "full"):
         assert refused(base_model=routed, method={"type": method})["param"] == "base_model"
+
+
+def test_packing_is_refused_on_a_family_that_it_was_not_shown_to_work_on(
+    client: httpx.Client, dataset: str, folder: Path
+) -> None:
+    config(folder, model_type="olmo2")
+    name = f"m-{secrets.token_hex(4)}"
+    client.post("/models", json={"name": name, "source": str(folder)}).raise_for_status()
+    body = {"base_model": name, "dataset": dataset, "hyperparameters": {"packing": True}}
+    error = client.post("/jobs", json=body).json()["error"]
+    assert (error["code"], error["param"]) == ("unsupported", "hyperparameters.packing")
+    assert "'olmo2'" in error["message"]
+    made = client.post("/jobs", json=body | {"base_model": "demo-base"}).raise_for_status().json()
+    assert made["hyperparameters"]["packing"] is True
+    auto = client.post("/jobs", json=body | {"hyperparameters": {}}).raise_for_status().json()
+    assert (auto["hyperparameters"]["packing"], auto["hyperparameters"]["precision"]) == ("auto", "auto")
 
 
 def test_missing_fields_and_broken_json_say_so(client: httpx.Client) -> None:

@@ -33,6 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "pissa": {"method": {"variant": "pissa"}},
     "lora+ and neftune": {"method": {"plus": 4}, "hyperparameters": {"neftune_alpha": 5, "learning_rate": 0.005}},
     "gradient checkpointing": {"method": {"dropout": 0.1}, "hyperparameters": {"gradient_checkpointing": True}},
+    "packed": {"hyperparameters": {"packing": True}},
     "qlora nf4": {"method": {"type": "qlora"}},
     "qlora fp4": {"method": {"type": "qlora", "quantization": "fp4", "double_quantization": False}},
     "qlora int8": {"method": {"type": "qlora", "quantization": "int8"}},

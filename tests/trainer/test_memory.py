@@ -19,6 +19,7 @@ from worker.trainer.failures import of_the_machine
 
 SHAPES: dict[str, dict[str, Any]] = {
     "sft": {"method": {"dropout": 0.2, "plus": 4}, "hyperparameters": {"neftune_alpha": 5}},
+    "packed": {"method": {"dropout": 0.2}, "hyperparameters": {"packing": True}},
     "dpo": {"stage": "dpo", "method": {"dropout": 0.2}},
     "kto": {"stage": "kto", "method": {"dropout": 0.2}},
     "qlora": {"method": {"type": "qlora", "quantization": "int8", "dropout": 0.2}},

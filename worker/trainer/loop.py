@@ -172,7 +172,7 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
             flight = fly(self.model, self.optimizer, partial(self._fit, "in the preflight", longest), self._learn_from)
             epochs = (self.args.max_steps - self.state.global_step) / self.steps_per_epoch
             seconds = flight.seconds_a_token * epochs * sum(item.length for item in self.train_dataset)
-            told = {"peak_memory_bytes": flight.peak_bytes, "seconds": round(seconds, 1)}
+            told = {"peak_memory_bytes": flight.peak_bytes, "seconds": round(seconds, 3)}
         self.emit("preflight", estimated_memory_bytes=self.estimate.total if self.estimate else None, **told)
         self.emit("phase", phase="training")
 

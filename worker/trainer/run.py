@@ -31,7 +31,7 @@ from worker.trainer.outcome import Writer
 from worker.trainer.precision import compute_dtype, compute_in
 from worker.trainer.proof import Proof, find_score
 from worker.trainer.reference import with_reference
-from worker.trainer.stages import STAGES
+from worker.trainer.stages import STAGES, packed
 from worker.trainer.stages.rewards import judge_by
 from worker.trainer.stages.rl import Rollouts
 from worker.trainer.stopping import StopSignal
@@ -75,6 +75,8 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
     stop_ids = dataset.stop_token_ids(data.train, tokenizer, spec.spec.template_arguments, stops_at, emit)
     is_language_model = base.makes == "language model"
     proof = Proof(model, data.train) if is_language_model else None
+    packs = packed.is_wanted(spec, model)
+    stage = replace(stage, batches=packed.batches) if packs else stage
     if spec.adapter:
         try:
             method.load(model, Path(spec.adapter))
@@ -107,7 +109,8 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
         )
         untrained = scorecard.look(model, asked) if asked else {}
 
-    made_with = artifacts.made_with(dtype, compute_dtype(), attention_of(model)) | {"micro_batch_tokens": most}
+    made_with = artifacts.made_with(dtype, compute_dtype(), attention_of(model))
+    made_with |= {"packed": packs, "micro_batch_tokens": most}
     if resumed:
         micro_batches.tokens = min(most, resumed.micro_batch_tokens or most)
 
@@ -129,7 +132,7 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
         "longest": max(len(example.token_ids) for example in examples),
         "examples": len(data.train),
         "gpus": torch.cuda.device_count(),
-        **{name: made_with[name] for name in ("compute_dtype", "attention")},
+        **{name: made_with[name] for name in ("compute_dtype", "attention", "packed")},
     }
     emit("started", **summary)
     about = {

@@ -63,9 +63,9 @@ def collate(examples: Sequence[Example], pad_id: int) -> Batch:
 
 
 def forward(model: torch.nn.Module, batch: Batch, **more: Any) -> torch.Tensor:
-    """The logits of a batch's texts."""
+    """The logits of a batch's texts. Of packed ones (see `packed`) there is no mask: their positions tell them apart."""
     attend(model, batch["input_ids"].shape[1])
-    taken = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    taken = {"input_ids": batch["input_ids"], "attention_mask": batch.get("attention_mask"), "use_cache": False}
     if accepts(model, "position_ids"):
         taken["position_ids"] = batch["position_ids"]
     logits: torch.Tensor = model(**taken, **more).logits
