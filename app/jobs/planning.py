@@ -113,7 +113,8 @@ def _memory(spec: JobSpec, base: Model, tokens: PlannedTokens, on_gpu: bool) -> 
 def _compute_bytes(precision: Precision, on_gpu: bool) -> int:
     """What a number takes that is computed with; as far as a worker's machine is like this one."""
     if precision == "auto":
-        return 2 if on_gpu or "amx_tile" in Path("/proc/cpuinfo").read_text() else 4
+        flags = Path("/proc/cpuinfo").read_text()
+        return 2 if on_gpu or "amx_tile" in flags or "avx512_bf16" in flags else 4
     return 4 if precision == "fp32" else 2
 
 

@@ -43,10 +43,10 @@ def weights_dtype() -> torch.dtype | str:
 
 
 def computes_bf16() -> bool:
-    """Whether matrix products in bfloat16 are faster here than in fp32: GPUs that know it, CPUs with AMX."""
+    """Whether matrix products in bfloat16 are faster here than in fp32: GPUs that know it, CPUs with AMX or AVX512-BF16."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_amx_tile_supported())
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def computes_fp16() -> bool:
