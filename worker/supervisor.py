@@ -304,6 +304,7 @@ def _trainer_spec(job: Job, gpus: list[str]) -> TrainerSpec:
         replay_rows=str(rows_path(replay)) if replay else None,
         threads=get_settings().trainer_threads,
         gpus=gpus,
+        processes=max(1, len(gpus)),
         reward_models=judges,
         provenance=provenance,
     )

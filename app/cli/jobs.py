@@ -80,7 +80,7 @@ def create(
         str | None, typer.Option(metavar="adapter|merged|none|auto", help="How the result is served.")
     ] = None,
     priority: Annotated[int | None, typer.Option(help="The highest goes first. Default: 0.")] = None,
-    gpus: Annotated[str | None, typer.Option(metavar="0|1|auto", help="GPUs of its own.")] = None,
+    gpus: Annotated[str | None, typer.Option(metavar="NUMBER|auto", help="GPUs of its own.")] = None,
     max_seconds: Annotated[int | None, typer.Option(help="Running longer fails it.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of order, initial adapter, dropout and split.")] = None,
     spec: Annotated[

@@ -33,6 +33,14 @@ MOD_STAGES = ("sft", "pt")
 MOD_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
+# Stages and methods that train on one GPU, and why so. All others share a step's rows among several.
+ON_ONE_GPU = {
+    "rl": "a step's answers are drawn and compared in one process",
+    "galore": "its projections are made of one process's gradients",
+    "apollo": "its projections are drawn in one process",
+}
+
+
 # The families (`model_type`) of which it was shown that texts in a packed row say what they say alone.
 PACKED_FAMILIES = ("gemma2", "gemma3_text", "glm", "glm4", "llama", "mistral", "phi3", "qwen2", "qwen3")
 

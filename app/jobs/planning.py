@@ -131,13 +131,18 @@ def _speed(session: Session, project_id: str, job: Job) -> tuple[float, int]:
     query = select(Job).where(Job.project_id == project_id, Job.base_model_id == job.base_model_id)
     tokens, seconds, jobs = 0, 0.0, 0
     for other in session.scalars(query.order_by(Job.id.desc()).limit(_JOBS)):
-        alike = other.spec["stage"] == job.spec["stage"] and other.spec["method"]["type"] == job.spec["method"]["type"]
+        alike = _kind(other) == _kind(job)
         ran = [attempt for attempt in other.attempts if attempt.step_seconds > 0]
         if alike and ran:
             jobs += 1
             tokens += sum(attempt.tokens for attempt in ran)
             seconds += sum(attempt.step_seconds for attempt in ran)
     return tokens / seconds if jobs else 0.0, jobs
+
+
+def _kind(job: Job) -> tuple[str, str, int]:
+    """Stage, method, and how many processes train."""
+    return job.spec["stage"], job.spec["method"]["type"], job.gpus or 1
 
 
 def _seconds(spec: JobSpec, tokens: PlannedTokens, speed: float, jobs: int, job: Job) -> tuple[float | None, str]:

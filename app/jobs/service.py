@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from app.datasets.tables import Dataset
 from app.jobs import attempts, checkpoints, reward_models
 from app.jobs.announcing import announce
+from app.jobs.combinations import ON_ONE_GPU
 from app.jobs.hyperparameters import Reinforcement, auto_epochs, auto_learning_rate
 from app.jobs.lifecycle import ENDED, LIVE, add_event
 from app.jobs.rules import RULES, require_rows
@@ -50,7 +51,7 @@ def create(project_id: str, request: JobCreate, *, dry_run: bool = False) -> Job
         if spec.replay:
             _dataset(session, project_id, spec, spec.replay.dataset, "replay.dataset")
         reward_models.hold(session, project_id, spec)
-        _one_gpu(request)
+        _require_use_of_gpus(request, spec)
         for rule in RULES:
             rule(spec, base, dataset)
         _resolve(request, spec, base, dataset)
@@ -102,13 +103,24 @@ def require_room(session: Session, project_id: str) -> None:
     stored.require_room(session, project_id, 0)
 
 
-def _one_gpu(request: JobCreate) -> None:
-    if request.resources.gpus not in ("auto", 0, 1):
+def _require_use_of_gpus(request: JobCreate, spec: JobSpec) -> None:
+    """Raises `InvalidValue` where the job could not use all of several GPUs."""
+    gpus, rows = request.resources.gpus, spec.hyperparameters.rows_per_step
+    if gpus == "auto" or gpus <= 1:
+        return
+    for what, name in (("Stage", spec.stage), ("Method", spec.method.type)):
+        if name in ON_ONE_GPU:
+            raise InvalidValue(
+                f"{what} '{name}' cannot have {gpus} GPUs: {ON_ONE_GPU[name]}.",
+                param="resources.gpus",
+                code="unsupported",
+                hint="Use 1, 0 for none, or leave it at 'auto'.",
+            )
+    if rows < gpus:
         raise InvalidValue(
-            f"A job cannot have {request.resources.gpus} GPUs: training runs on one so far.",
+            f"A step of {rows} {'row' if rows == 1 else 'rows'} leaves some of {gpus} GPUs without any.",
             param="resources.gpus",
-            code="unsupported",
-            hint="Use 1, 0 for none, or leave it at 'auto'.",
+            hint=f"Use at most {rows}, or a larger hyperparameters.batch_size.",
         )
 
 

@@ -130,7 +130,7 @@ class TrainerSpec(Strict):
     `rows`, `validation_rows` and `replay_rows` are Parquet files of canonical rows; `threads` is 0 for all cores;
     `adapter` is the folder of an adapter on the base model that goes on being trained, `resume_from` that of a checkpoint;
     `own_code` says that the base model's code is to run; `gpus` are the ids of the only GPUs that it may use, as CUDA knows
-    them, and null where it is nobody's to say.
+    them, and null where it is nobody's to say; `processes` is how many share the work, each with one of the GPUs.
     """
 
     job: str
@@ -146,5 +146,6 @@ class TrainerSpec(Strict):
     replay_rows: str | None = None
     threads: int = 0
     gpus: list[str] | None = None
+    processes: int = 1
     reward_models: dict[str, RewardModel] = Field(default_factory=dict, description="By id, those that rewards name.")
     provenance: dict[str, Any] = Field(default_factory=dict, description="Copied into the manifest: names and hashes.")

@@ -10,10 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import delete, update
+from sqlalchemy import delete
 
 from app.jobs import waiting
-from app.jobs.tables import Job
 from app.kit import gpus
 from app.kit.database import writing
 from app.kit.gpus import Gpu
@@ -160,9 +159,7 @@ def test_a_large_job_is_not_passed_by(client: httpx.Client, job: dict[str, Any],
     slots = Slots(TWO_GPUS, 2)
     first = slots.claim()
     assert first is not None
-    large = client_job(client, job)
-    with writing() as session:  # no request can ask for two yet
-        session.execute(update(Job).where(Job.id == large).values(gpus=2))
+    client_job(client, job, resources={"gpus": 2})
     later = client_job(client, job)
     assert slots.claim() is None
     assert client.get(f"/jobs/{later}").json()["queue"]["position"] == 2
@@ -208,9 +205,19 @@ def test_a_job_says_what_it_waits_for(client: httpx.Client, job: dict[str, Any])
     assert waits_for(second) == "a free slot: 1 of 1 are taken"
 
 
-def test_more_gpus_than_training_can_use_are_refused(client: httpx.Client, job: dict[str, Any]) -> None:
-    body = {"base_model": "demo-base", "dataset": job["dataset"], "resources": {"gpus": 2}}
-    assert refusal(client.post("/jobs", json=body), 422, "unsupported")["param"] == "resources.gpus"
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"method": {"type": "galore"}}, "unsupported"),
+        ({"method": {"type": "apollo"}}, "unsupported"),
+        ({"hyperparameters": {"batch_size": 3}}, "invalid_value"),
+    ],
+)
+def test_more_gpus_than_training_can_use_are_refused(
+    client: httpx.Client, job: dict[str, Any], changes: dict[str, Any], code: str
+) -> None:
+    body = {"base_model": "demo-base", "dataset": job["dataset"], "resources": {"gpus": 4}} | changes
+    assert refusal(client.post("/jobs", json=body), 422, code)["param"] == "resources.gpus"
 
 
 def test_ready_means_that_jobs_are_being_claimed(

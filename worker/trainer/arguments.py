@@ -9,6 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from app.jobs.hyperparameters import Hyperparameters, Supervised
+from worker.trainer import ranks
 
 _SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
@@ -30,7 +31,7 @@ def arguments_of(settings: Hyperparameters, steps: int, out: Path) -> TrainingAr
         activation_checkpointing_kwargs={"use_reentrant": False},
         optim="adamw_torch_fused",
         neftune_noise_alpha=settings.neftune_alpha if isinstance(settings, Supervised) else None,
-        seed=settings.seed,
+        seed=(settings.seed + ranks.rank()) % 2**32,  # of dropout and noise: each process draws its own
         data_seed=settings.seed,
         use_cpu=not torch.cuda.is_available(),
         bf16=False,  # `autocast` around the loss alone; the Trainer's would copy all logits to fp32

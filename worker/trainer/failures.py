@@ -28,6 +28,10 @@ class Failure(Exception):
         self.hint = hint
 
 
+class Gone(Exception):
+    """Another process of the run is not there any more, without which nothing can go on."""
+
+
 class Stopped(BaseException):
     """The run was asked to stop (SIGTERM). Not an `Exception`, so that no library swallows it."""
 

@@ -1,7 +1,8 @@
 """The one training loop: transformers' `Trainer`, with our batches and our loss.
 
 An optimiser step is `rows_per_step` rows exactly, however many micro-batches they are run in. Its loss is the mean over all
-that the stage counts in the step (for `sft` loss tokens), so it does not depend on how the rows were split.
+that the stage counts in the step (for `sft` loss tokens), so it does not depend on how the rows were split, nor on how many
+processes share them (`ranks.py`): each runs this loop on its part, and their gradients are added before the step is taken.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from transformers.trainer_callback import PrinterCallback
 from app.jobs.estimate import Memory, count_steps
 from app.jobs.hyperparameters import Hyperparameters, Reinforcement
 from app.jobs.spec import Validation
+from worker.trainer import ranks
 from worker.trainer.arguments import arguments_of
 from worker.trainer.checkpoints import SECONDS_BETWEEN, Checkpoints, RunState, commit, read_state
 from worker.trainer.data.batches import LengthBuckets
@@ -35,7 +37,8 @@ from worker.trainer.precision import autocast, scale_gradients, unscale_gradient
 from worker.trainer.preflight import fly, is_needed
 from worker.trainer.stages import Stage
 from worker.trainer.stages.texts import Batch
-from worker.trainer.validating import BestWeights, Judge, add, means, measure
+from worker.trainer.stopping import StopSignal
+from worker.trainer.validating import BestWeights, Judge, Sums, add, means, measure, of_all, together
 
 Found = TypeVar("Found")
 
@@ -71,7 +74,7 @@ def train(
     estimate: Memory | None,
     checkpoints: Checkpoints,
     emit: Emit,
-    stop_requested: Callable[[], bool],
+    stop: StopSignal,
 ) -> Outcome:
     """Trains `model` in place, emits `step`, `validation` and `checkpoint` events, and ends after the step in which a stop
     was asked, with a checkpoint of it. `judged_by` says when `validation` is looked at, and what follows from it.
@@ -81,7 +84,7 @@ def train(
     judge_by = judged_by if validation else None
     loop = _Loop(
         model, stage, items, validation, settings, judge_by, make_optimizer, pad_id, micro_batches, estimate, checkpoints, emit,
-        stop_requested,
+        stop,
     )  # fmt: skip
     loop.run()
     step, judge = loop.state.global_step, loop.judge
@@ -104,7 +107,7 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         estimate: Memory | None,
         checkpoints: Checkpoints,
         emit: Emit,
-        stop_requested: Callable[[], bool],
+        stop: StopSignal,
     ) -> None:
         self.stage = stage
         self.validation = validation
@@ -121,7 +124,7 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         self.saved_step = self.resumed.step if self.resumed else 0
         self.saved_at = perf_counter()
         self.emit = emit
-        self.stop_requested = stop_requested
+        self.stop = stop
         self.recent: deque[tuple[float, int]] = deque(maxlen=_SPEED_WINDOW)  # (seconds, tokens) of a step
         self.step_began = 0.0
         self.step_tokens = 0
@@ -143,7 +146,7 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         else:
             self._go_on(self.resumed, str(self.checkpoints.resume_from))
         last = self.judge.best_step in (None, self.state.global_step)
-        if self.judge.keeps_best() and not last and not self.stop_requested():
+        if self.judge.keeps_best() and not last and not self.stop.is_agreed():
             self.best.load(self.model)
 
     def _go_on(self, resumed: RunState, folder: str) -> None:
@@ -152,7 +155,7 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
             self._load_from_checkpoint(folder)
             self.state.global_step = resumed.step
             self.validate()
-            if self.stop_requested():
+            if self.stop.is_agreed():
                 return
         if self.judge.keeps_best() and self.judge.best_step is not None:
             self.best.take(Path(folder), own=self.judge.best_step == resumed.step)
@@ -166,13 +169,14 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
     def preflight(self) -> None:
         """Finds out whether the longest rows fit, before anything is trained, and tells of it. Nothing else is different after."""
         told: dict[str, Any] = {"peak_memory_bytes": None, "seconds": None}
-        if is_needed(self.estimate) and not isinstance(self.settings, Reinforcement):  # whose texts are yet to be drawn
+        known = not isinstance(self.settings, Reinforcement)  # whose texts are yet to be drawn
+        if any(ranks.gather(known and is_needed(self.estimate))):
             self.emit("phase", phase="preflight")
             longest = sorted(self.train_dataset, key=lambda item: item.length)[-self.settings.rows_per_step :]
             flight = fly(self.model, self.optimizer, partial(self._fit, "in the preflight", longest), self._learn_from)
             epochs = (self.args.max_steps - self.state.global_step) / self.steps_per_epoch
-            seconds = flight.seconds_a_token * epochs * sum(item.length for item in self.train_dataset)
-            told = {"peak_memory_bytes": flight.peak_bytes, "seconds": round(seconds, 3)}
+            own_tokens = sum(item.length for item in self.train_dataset) / ranks.count() * epochs
+            told = {"peak_memory_bytes": flight.peak_bytes, "seconds": round(flight.seconds_a_token * own_tokens, 3)}
         self.emit("preflight", estimated_memory_bytes=self.estimate.total if self.estimate else None, **told)
         self.emit("phase", phase="training")
 
@@ -192,22 +196,27 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
             return True
         if self.checkpoints.every is not None:
             return int(self.state.global_step) % self.checkpoints.every == 0
-        return perf_counter() - self.saved_at > SECONDS_BETWEEN
+        return ranks.gather(perf_counter() - self.saved_at > SECONDS_BETWEEN)[0]
 
     def _get_output_dir(self, trial: object) -> str:
         return str(self.checkpoints.folder / "staged")
 
     def _save_checkpoint(self, model: Any, trial: object) -> None:
-        """Called by the Trainer when it is told to save. A checkpoint is there completely or not at all."""
-        step = self.state.global_step
+        """Called by the Trainer when it is told to save. A checkpoint is there completely or not at all. The first process writes
+        it, but for the others' random states."""
+        step, judge = self.state.global_step, self.judge
         if step == self.saved_step:
             return
-        super()._save_checkpoint(model, trial)
-        staged, target = (
-            Path(self._get_output_dir(trial)) / f"checkpoint-{step}",
-            self.checkpoints.folder / f"step-{step}",
-        )
-        judge = self.judge
+        staged = Path(self._get_output_dir(trial)) / f"checkpoint-{step}"
+        target = self.checkpoints.folder / f"step-{step}"
+        if ranks.rank() == 0:
+            super()._save_checkpoint(model, trial)
+        else:
+            self._save_rng_state(str(staged))
+            self.saved_step = step
+        ranks.gather(None)
+        if ranks.rank() > 0:
+            return
         if judge.keeps_best() and judge.best_step == step:
             self.best.take(staged, own=True)
         elif judge.keeps_best() and judge.best_step is not None:
@@ -231,6 +240,12 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
             made_with=self.checkpoints.made_with,
         )
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(ranks.own_folder(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(ranks.own_folder(checkpoint))
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Called by the Trainer for the weights of a checkpoint."""
         assert output_dir is not None
@@ -248,7 +263,8 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         return prepared
 
     def _fit(self, what: str, items: list[Item], work: Callable[[list[Batch]], Found]) -> Found:
-        """What `work` makes of these items in micro-batches that fit."""
+        """What `work` makes of this process's share of the items, in micro-batches that fit."""
+        items = ranks.share(items, lambda item: item.length)
 
         def cut(tokens: int) -> list[Batch]:
             return self.stage.batches(items, self.pad_id, tokens)
@@ -269,18 +285,19 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         """Forward and backward over a step's rows. Returns the step's loss, an fp32 scalar."""
         self.step_began = perf_counter()
         step = self.state.global_step + 1
-        total, self.measured, self.step_tokens = self._fit(f"at step {step}", inputs, self._learn_from)
-        self.last_loss = total.item()
+        self.last_loss, self.measured, self.step_tokens = of_all(self._fit(f"at step {step}", inputs, self._learn_from))
         if not math.isfinite(self.last_loss):
             raise _not_finite("loss", self.last_loss, step)
-        return total
+        ranks.sum_gradients(model)
+        return torch.tensor(self.last_loss, device=self.args.device)
 
-    def _learn_from(self, made: list[Batch]) -> tuple[torch.Tensor, dict[str, float], int]:
-        """Adds the gradients of a step's micro-batches to the weights'. Returns loss, what else was measured, and tokens."""
+    def _learn_from(self, made: list[Batch]) -> Sums:
+        """Adds the gradients of a step's micro-batches to the weights'. Returns their part of the loss, of what else is measured,
+        and their tokens."""
         self.model.train()
         with autocast(self.args.device):
             made = self.stage.begin_step(self.model, made)
-        count = sum(batch["count"] for batch in made)
+        count = ranks.total(sum(batch["count"] for batch in made))
         total = torch.zeros((), device=self.args.device)
         measured = dict[str, torch.Tensor]()
         for batch in made:
@@ -290,7 +307,7 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
             self.accelerator.backward(loss)
             total += loss.detach()
             add(measured, also)
-        return total, means(measured, count), sum(batch["tokens"] for batch in made)
+        return total.item(), means(measured, count), sum(batch["tokens"] for batch in made)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         unscale_gradients(self.accelerator, self.optimizer)
@@ -325,15 +342,15 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         """Called by the Trainer when it is told to evaluate: after the step was told of, before it is saved."""
         self.validate()
         self.control.should_evaluate = False  # the Trainer asks again at the epoch's end
-        if self.stop_requested() or self.judge.has_seen_enough():
+        if self.stop.is_agreed() or self.judge.has_seen_enough():
             self.control.should_training_stop = self.control.should_save = True
         return {}
 
     def validate(self) -> None:
         """Emits the mean loss over all that the stage counts in the validation rows, and whether it was the last one for which
         there was patience; nothing where a stop is asked meanwhile."""
-        fit = partial(self._fit, "in the validation")
-        found = measure(self.model, self.stage, self.validation, self.settings, fit, self.stop_requested)
+        fit = together(partial(self._fit, "in the validation"))
+        found = measure(self.model, self.stage, self.validation, self.settings, fit, lambda: self.stop.requested)
         if found is None:
             return
         step, judge, (loss, measured) = self.state.global_step, self.judge, found
@@ -362,7 +379,7 @@ class _Hooks(TrainerCallback):  # type: ignore[misc]
         self.loop.preflight()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if self.loop.stop_requested():
+        if self.loop.stop.is_agreed():
             control.should_training_stop = control.should_save = True
         else:
             control.should_evaluate = self.loop.is_validation_due()

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from app.jobs.estimate import MICRO_BATCH_TOKENS
+from worker.trainer import ranks
 from worker.trainer.determinism import random_states
 from worker.trainer.events import Emit
 from worker.trainer.failures import of_the_machine
@@ -41,16 +42,22 @@ class MicroBatches:
 
         Where memory runs out meanwhile, gradients are dropped, random states are as they were before, `tokens` is halved until
         it makes a difference, a `warning` says so (`what`: in the midst of what), and `work` begins anew. Raises the error where
-        each row is a micro-batch of its own already.
+        each row is a micro-batch of its own already. Of several processes all do so when one must.
         """
         while True:
             made, put_back = cut(self.tokens), random_states()
             try:
-                return work(made)
+                result = work(made)
+                ranks.gather(None)
+                return result
             except Exception as error:
-                cause = of_the_machine(error)
-                if cause is None or cause.code != "out_of_memory" or len(made) >= rows or self.tokens == 1:
+                cause, is_here = of_the_machine(error), not isinstance(error, ranks.OutOfMemoryElsewhere)
+                if cause is None or cause.code != "out_of_memory":
                     raise
+                if is_here:
+                    ranks.tell_out_of_memory()
+                    if len(made) >= rows or self.tokens == 1:
+                        raise
             # After the handler: the error's frames hold what is to be freed.
             parts = len(made)
             del made
@@ -61,7 +68,8 @@ class MicroBatches:
                 torch.cuda.empty_cache()
             before = self.tokens
             self.tokens //= 2
-            while len(cut(self.tokens)) == parts < len(cut(1)):
+            while is_here and len(cut(self.tokens)) == parts < len(cut(1)):
                 self.tokens //= 2
+            self.tokens = min(ranks.gather(self.tokens))
             message = f"Memory ran out {what}, with micro-batches of up to {before} padded tokens. It goes on with {self.tokens}."
             self._emit("warning", message=message)

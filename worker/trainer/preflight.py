@@ -54,15 +54,15 @@ def fly(
 def _try_largest(optimizer: Any, learn_from: Callable[[list[Batch]], Any], made: list[Batch]) -> int:
     """Forward and backward, with room taken for the gradients of all weights and for AdamW's two moments of those that have none
     yet. Nothing is applied. Returns the tokens that it had."""
-    largest = max(made, key=_elements)
+    largest = max(made, key=_elements, default=None)  # none, where others have all of the rows
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     moments = 2 if isinstance(optimizer.optimizer, torch.optim.AdamW) else 0  # others are there to have smaller ones
     held = [torch.ones_like(weight) for weight in weights if weight not in optimizer.state for _ in range(moments)]
     for weight in weights:
         weight.grad = torch.zeros_like(weight)
-    learn_from([largest])
+    learn_from([largest] if largest else [])
     del held
-    return int(largest["tokens"])
+    return int(largest["tokens"]) if largest else 1
 
 
 def _peak_bytes() -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
 
+from worker.trainer import ranks
 from worker.trainer.data.rows import Item
 from worker.trainer.micro_batches import MicroBatches
 from worker.trainer.precision import autocast
@@ -26,6 +28,7 @@ def with_reference(model: Any, items: list[Item], pad_id: int, micro_batches: Mi
     model.eval()
     singles = [Item((example,)) for item in items for example in item.examples]
     longest_first = sorted(range(len(singles)), key=lambda at: -singles[at].length)  # the order in which they are cut
+    own = ranks.share(longest_first, lambda at: singles[at].length)
 
     def measure(parts: list[list[Item]]) -> list[float]:
         found: list[float] = []
@@ -35,8 +38,9 @@ def with_reference(model: Any, items: list[Item], pad_id: int, micro_batches: Mi
                 found += texts.log_probabilities(model, batch).tolist()
         return found
 
-    cut = partial(texts.cut, [singles[at] for at in longest_first])
-    found = micro_batches.fit(model, "in measuring", len(singles), cut, measure)
+    cut = partial(texts.cut, [singles[at] for at in own])
+    found = micro_batches.fit(model, "in measuring", len(own), cut, measure)
     model.train(was_training)
-    in_order = (value for _, value in sorted(zip(longest_first, found, strict=True)))
+    of_all = chain(*ranks.gather(list(zip(own, found, strict=True))))
+    in_order = (value for _, value in sorted(of_all))
     return [replace(item, reference=tuple(next(in_order) for _ in item.examples)) for item in items]

@@ -15,7 +15,7 @@ from app.jobs import combinations
 from app.jobs.estimate import Memory, count_steps, memory, shape_of
 from app.jobs.hyperparameters import Pretraining, Reinforcement
 from app.jobs.spec import TrainerSpec
-from worker.trainer import artifacts, scorecard
+from worker.trainer import artifacts, ranks, scorecard
 from worker.trainer.base import Base, attention_of, onto_device, random_model
 from worker.trainer.checkpoints import Checkpoints, RunState, differences, read_state
 from worker.trainer.data import dataset
@@ -51,7 +51,8 @@ def read_spec(path: Path) -> TrainerSpec:
 
 
 def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
-    """Trains as the spec says and writes OUT/. Raises `Failure`, and `Stopped` at a SIGTERM."""
+    """Trains as the spec says and writes OUT/. Raises `Failure`, and `Stopped` at a SIGTERM. Of several processes each does
+    the same up to the end of the training, and the first one the rest."""
     began = perf_counter()
     settings, method = spec.spec.hyperparameters, METHODS[spec.spec.method.type]
     stage = method.of_stage(STAGES[spec.spec.stage])
@@ -84,6 +85,7 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
             message = f"The adapter in {spec.adapter} cannot be trained further: {error}"
             failure = Failure("model_unreadable", message, "Train from its base model instead.")
             raise (of_the_machine(error) or failure) from error
+    ranks.make_same(model)
     train_items, validation_items = stage.prepare(data.train), stage.prepare(data.validation)
     if isinstance(settings, Reinforcement):
         judge = judge_by(settings.reward, spec.reward_models)
@@ -110,7 +112,7 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
         untrained = scorecard.look(model, asked) if asked else {}
 
     made_with = artifacts.made_with(dtype, compute_dtype(), attention_of(model))
-    made_with |= {"packed": packs, "micro_batch_tokens": most}
+    made_with |= {"packed": packs, "micro_batch_tokens": most, "processes": ranks.count()}
     if resumed:
         micro_batches.tokens = min(most, resumed.micro_batch_tokens or most)
 
@@ -131,7 +133,7 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
         "tokens": sum(len(example.token_ids) for example in examples),
         "longest": max(len(example.token_ids) for example in examples),
         "examples": len(data.train),
-        "gpus": torch.cuda.device_count(),
+        "gpus": torch.cuda.device_count() * ranks.count(),
         **{name: made_with[name] for name in ("compute_dtype", "attention", "packed")},
     }
     emit("started", **summary)
@@ -170,9 +172,11 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
             estimate=_estimate(spec, model, dtype, summary),
             checkpoints=checkpoints,
             emit=emit,
-            stop_requested=lambda: stop.requested,
+            stop=stop,
         )
     training_seconds = perf_counter() - training_began
+    if not ranks.leave():
+        return
 
     card = None
     if asked is not None:

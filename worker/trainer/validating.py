@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ import torch
 from accelerate.utils import send_to_device
 
 from app.jobs.spec import Validation
+from worker.trainer import ranks
 from worker.trainer.checkpoints import Checkpoints, RunState
 from worker.trainer.data.rows import Item
 from worker.trainer.precision import autocast
 from worker.trainer.stages import Stage
 from worker.trainer.stages.texts import Batch
 
-Sums = tuple[float, dict[str, torch.Tensor], int]  # of losses, of what else was measured, and how many there are
+Sums = tuple[float, dict[str, float], int]  # of losses, of what else was measured, and how many there are
 Group = Callable[[list[Batch]], Sums | None]
+Fit = Callable[[list[Item], Group], Sums | None]
 
 _ROWS = 256  # sorted and split together
 
@@ -28,7 +31,7 @@ def measure(
     stage: Stage,
     items: list[Item],
     settings: Any,
-    fit: Callable[[list[Item], Group], Sums | None],
+    fit: Fit,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> tuple[float, dict[str, float]] | None:
     """The mean loss over all that the stage counts in the items, without dropout, and the means of what else it measures.
@@ -47,22 +50,41 @@ def measure(
             total += lost.item()
             add(measured, also)
             count += batch["count"]
-        return total, measured, count
+        return total, {name: float(value) for name, value in measured.items()}, count
 
     model.eval()
     device = next(model.parameters()).device
-    total, count = 0.0, 0
-    measured = dict[str, torch.Tensor]()
+    sums: Sums = (0.0, {}, 0)
     shortest_first = sorted(items, key=lambda item: item.length)
     with torch.no_grad(), autocast(device):
         for start in range(0, len(shortest_first), _ROWS):
-            sums = fit(shortest_first[start : start + _ROWS], ask)
-            if sums is None:
+            found = fit(shortest_first[start : start + _ROWS], ask)
+            if found is None:
                 return None
-            total += sums[0]
-            add(measured, sums[1])
-            count += sums[2]
-    return total / count, means(measured, count)
+            sums = _both(sums, found)
+    total, measured, count = sums
+    return total / count, {name: value / count for name, value in measured.items()}
+
+
+def of_all(sums: Sums) -> Sums:
+    """The sums over all processes of the run."""
+    return reduce(_both, ranks.gather(sums))
+
+
+def together(fit: Fit) -> Fit:
+    """`fit`, of which each process runs its share, with what is found in all of the items; None where any finds none."""
+
+    def in_all(items: list[Item], work: Group) -> Sums | None:
+        found = ranks.gather(fit(items, work))
+        return None if None in found else reduce(_both, filter(None, found))
+
+    return in_all
+
+
+def _both(one: Sums, other: Sums) -> Sums:
+    names = [*one[1], *(name for name in other[1] if name not in one[1])]
+    measured = {name: one[1].get(name, 0.0) + other[1].get(name, 0.0) for name in names}
+    return one[0] + other[0], measured, one[2] + other[2]
 
 
 def add(sums: dict[str, torch.Tensor], more: dict[str, torch.Tensor]) -> None:
@@ -119,7 +141,9 @@ class BestWeights:
         self.folder = checkpoints.folder / "best"
 
     def take(self, folder: Path, *, own: bool) -> None:
-        """Takes them from a checkpoint: its own weights, or those that it carries."""
+        """Takes them from a checkpoint: its own weights, or those that it carries. Of several processes the first one does."""
+        if ranks.rank() > 0:
+            return
         source = folder if own else folder / self.folder.name
         shutil.rmtree(self.folder, ignore_errors=True)
         shutil.copytree(source / self.checkpoints.kind, self.folder / self.checkpoints.kind)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from app.jobs.hyperparameters import Kto
+from worker.trainer import ranks
 from worker.trainer.data.render import Example
 from worker.trainer.data.rows import Item
 from worker.trainer.stages import texts
@@ -63,7 +64,7 @@ def begin_step(model: torch.nn.Module, made: list[Batch]) -> list[Batch]:
     come = sum(
         ((texts.log_probabilities(model, batch["mismatched"]) - batch["reference"][:, 1]).sum() for batch in made), 0
     )
-    mean = torch.as_tensor(come / sum(batch["count"] for batch in made)).clamp(min=0)
+    mean = torch.as_tensor(ranks.total(come) / ranks.total(sum(batch["count"] for batch in made))).clamp(min=0)
     for batch in made:
         batch["kl"] = mean
     return made
