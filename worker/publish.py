@@ -8,18 +8,18 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from app.jobs import attempts
-from app.jobs.combinations import STAGES
 from app.jobs.lifecycle import add_event, move
+from app.jobs.outcomes import facts_of, kind_of
+from app.jobs.spec import JobSpec
 from app.jobs.tables import Job
 from app.kit import storage
 from app.kit.database import reading, writing
 from app.kit.ids import new_id
 from app.models import serving
 from app.models.bases import foundation
-from app.models.own_code import code_source
 from app.models.service import find
 from app.models.tables import Model
 from app.projects import stored
@@ -45,8 +45,8 @@ def publish(job: Job, output: Path) -> Model:
     key = f"artifacts/{job.id}/{job.attempt}"
     manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
     shutil.rmtree(output / "checkpoints", ignore_errors=True)  # one that could not be kept is no part of the outcome
-    folder = "merged" if (output / "merged").is_dir() else "adapter"  # before it is moved
-    is_reward_model = STAGES[job.spec["stage"]].makes == "reward model"
+    folder: Literal["adapter", "merged"] = "merged" if (output / "merged").is_dir() else "adapter"  # before it is moved
+    spec = JobSpec.model_validate(job.spec)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     with attempts.renewing(job):
         storage.put_folder(output, key)
@@ -56,27 +56,18 @@ def publish(job: Job, output: Path) -> Model:
         if find(session, job.project_id, job.name):  # registered meanwhile: hours of training are not lost to a name
             row.name = job.name = f"{job.name[:55]}-{job.id[-8:]}"
             add_event(session, row, "warning", f"The name was taken meanwhile; the model is '{job.name}'.")
-        told: dict[str, Any] = {
-            "stop_token_ids": manifest["stop_token_ids"],
-            "template_arguments": job.spec.get("template_arguments") or {},
-            "stored_bytes": size,
-        }
-        if base.facts.get("own_code"):
-            told["code_source"] = code_source(base)
-        if job.spec["method"]["type"] == "mod":
-            told["mixture_of_depths"] = True
         model = Model(
             id=new_id("model"),
             project_id=job.project_id,
             name=job.name,
-            kind="reward" if is_reward_model else folder,
+            kind=kind_of(spec, folder),
             status="deploying",
             source=f"job:{job.id}",
             location=f"{key}/{folder}",
             base_model_id=foundation(base).id,
             job_id=job.id,
-            chat_template=job.spec.get("chat_template") or base.chat_template,
-            facts=base.facts | told,
+            chat_template=spec.chat_template or base.chat_template,
+            facts=facts_of(base, spec, manifest, size),
         )
         session.add(model)
         row.model_id = model.id

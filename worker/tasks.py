@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from worker.celery_app import celery
 from worker.downloads import download_next
+from worker.merging import merge_next
 from worker.presence import presence, shutting_down
 from worker.reconcilers.rounds import run_round
 from worker.slots import own_slots
@@ -13,8 +14,9 @@ from worker.webhooks import deliver_due
 
 @celery.task(name="worker.tasks.train")
 def train() -> None:
-    """A training slot: trains as long as there is a job that it can claim."""
-    while not shutting_down.is_set() and train_next(own_slots(), shutting_down):
+    """A training slot: merges what is to be merged and trains, as long as there is a model or a job that it can claim."""
+    slots = own_slots()
+    while not shutting_down.is_set() and (merge_next(slots, shutting_down) or train_next(slots, shutting_down)):
         pass
 
 

@@ -24,6 +24,8 @@ COLUMNS = (
     Column("created", "created_at", moment_shown),
 )
 POLL_SECONDS = 0.5
+# What a model of these states waits for.
+DOING = {"downloading": "Downloading", "merging": "Merging"}
 
 commands = typer.Typer(no_args_is_help=True, help="Register base models; list and delete models.")
 
@@ -40,7 +42,7 @@ def add(
     ],
     chat_template: ChatTemplate = None,
     template_arguments: TemplateArguments = None,
-    wait: Annotated[bool, typer.Option(help="Wait while the model is downloaded.")] = True,
+    wait: Annotated[bool, typer.Option(help="Wait while the model is downloaded or merged.")] = True,
     json: Json = False,
 ) -> None:
     """Register a base model, or make a job's checkpoint a fine-tune."""
@@ -48,8 +50,8 @@ def add(
     body |= template_fields(chat_template, template_arguments)
     with connect(context) as service:
         model = service.post("/models", body)
-        if wait and model["status"] == "downloading":
-            model = _downloaded(service, model)
+        if wait and model["status"] in DOING:
+            model = _prepared(service, model)
     if json:
         output.print_json(model)
     else:
@@ -63,20 +65,21 @@ def _absolute(source: str) -> str:
     return str(Path(source).resolve()) if "://" not in source and Path(source).is_dir() else source
 
 
-def _downloaded(service: Service, model: dict[str, Any]) -> dict[str, Any]:
-    """The model once it is no longer downloading."""
+def _prepared(service: Service, model: dict[str, Any]) -> dict[str, Any]:
+    """The model once it is no longer downloading or merging."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+    doing = DOING[model["status"]]
     console, path = output.stderr(), f"/models/{segment(model['name'])}"
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
     patience = Patience(output.say)
     patience.well()
     if not console.is_terminal:
-        output.say(f"Downloading {model['source']} …")
+        output.say(f"{doing} {model['source']} …")
     try:
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task("Downloading", total=None)
-            while model["status"] == "downloading":
+            task = progress.add_task(doing, total=None)
+            while model["status"] in DOING:
                 time.sleep(POLL_SECONDS)
                 try:
                     model = service.get(path)
@@ -86,7 +89,7 @@ def _downloaded(service: Service, model: dict[str, Any]) -> dict[str, Any]:
                 done = model["progress"] or {}
                 progress.update(task, completed=done.get("bytes", 0), total=done.get("total_bytes"))
     except KeyboardInterrupt:
-        output.say(f"\nThe download goes on. See how far it is: burnish models show {model['name']}")
+        output.say(f"\nThat goes on without you. See how far it is: burnish models show {model['name']}")
         raise typer.Exit(130) from None
     return model
 
@@ -96,7 +99,7 @@ def list_models(
     context: typer.Context,
     kind: Annotated[str | None, typer.Option(metavar="base|adapter|merged|reward", help="Only these.")] = None,
     status: Annotated[
-        str | None, typer.Option(metavar="downloading|deploying|ready|failed", help="Only these.")
+        str | None, typer.Option(metavar="downloading|merging|deploying|ready|failed", help="Only these.")
     ] = None,
     limit: Limit = 20,
     after: After = None,

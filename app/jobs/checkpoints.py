@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Literal
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -15,6 +16,7 @@ from sqlalchemy.orm import Session
 from app.jobs.combinations import served
 from app.jobs.lifecycle import add_event
 from app.jobs.methods import Lora, Qlora
+from app.jobs.outcomes import facts_of, kind_of
 from app.jobs.spec import JobSpec
 from app.jobs.tables import Checkpoint, Job
 from app.kit import storage
@@ -105,8 +107,8 @@ def fetch_newest(job: Job) -> str | None:
 
 
 def _adopt(session: Session, model: Model) -> None:
-    """Makes `model` the fine-tune that a checkpoint of its project is; nothing is copied. Raises `NotFound`,
-    `InvalidValue`, and `Conflict` where the project's storage is full."""
+    """Makes `model` the fine-tune that a checkpoint of its project is. Nothing is copied: it is ready, unless it must be merged
+    first (`worker.merging`). Raises `NotFound`, `InvalidValue`, and `Conflict` where the project's storage is full."""
     id = model.source.removeprefix(f"{SCHEME}://")
     query = select(Checkpoint).join(Job).where(Checkpoint.id == id, Job.project_id == model.project_id)
     checkpoint = session.scalars(query).first()
@@ -122,8 +124,11 @@ def _adopt(session: Session, model: Model) -> None:
     try:  # before anything is held
         manifest = read_manifest(checkpoint.key)
         spec = JobSpec.model_validate(manifest["spec"])
-        _require_adapter(id, spec)
-        written = storage.fetch_folder(f"{checkpoint.key}/adapter") / "chat_template.jinja"
+        way = served(spec.stage, spec.method).mode
+        weights: Literal["adapter", "merged"] = "adapter" if isinstance(spec.method, Lora | Qlora) else "merged"
+        if way == "adapter":
+            _require_rank(id, spec)
+        written = storage.fetch_folder(f"{checkpoint.key}/{weights}") / "chat_template.jinja"
         template = (
             written.read_text(encoding="utf-8") if written.is_file() else None
         )  # what was pretrained may have none
@@ -145,29 +150,18 @@ def _adopt(session: Session, model: Model) -> None:
             f"The base model '{manifest['provenance']['base_model']}' of the checkpoint {id} was deleted.",
             param="source",
             code="model_not_found",
-            hint="An adapter is served beside the base model that it was trained on.",
+            hint="What is made of a checkpoint is served with the base model that it was trained on.",
         )
-    model.kind, model.status, model.job_id = "adapter", "ready", checkpoint.job_id
-    model.base_model, model.chat_template, model.location = base, template, f"{checkpoint.key}/adapter"
-    told = {
-        "stop_token_ids": manifest["stop_token_ids"],
-        "template_arguments": spec.template_arguments or {},
-        "stored_bytes": checkpoint.bytes,
-    }
-    model.facts = base.facts | told
+    model.kind = kind_of(spec, "adapter" if way == "adapter" else "merged")
+    model.status = "ready" if weights == way else "merging"
+    model.base_model, model.chat_template, model.job_id = base, template, checkpoint.job_id
+    model.location = f"{checkpoint.key}/{weights}"
+    model.facts = facts_of(base, spec, manifest, checkpoint.bytes)
 
 
-def _require_adapter(id: str, spec: JobSpec) -> None:
-    """Raises `InvalidValue` where what the checkpoint holds is not loaded beside a base model."""
-    way = served(spec.stage, spec.method)
-    if way.mode != "adapter" or not isinstance(spec.method, Lora | Qlora):
-        raise InvalidValue(
-            f"The checkpoint {id} is of a job of stage '{spec.stage}' and method '{spec.method.type}', and only adapters "
-            f"can be served so. {way.reason}",
-            param="source",
-            code="unsupported",
-            hint="Wait for the job's own model.",
-        )
+def _require_rank(id: str, spec: JobSpec) -> None:
+    """Raises `InvalidValue` where the engines do not load an adapter of the checkpoint's rank."""
+    assert isinstance(spec.method, Lora | Qlora)
     rank, cap = spec.method.saved().rank, get_settings().max_lora_rank
     if rank > cap:
         raise InvalidValue(
@@ -187,12 +181,20 @@ def _not_found(id: str) -> NotFound:
 
 
 def _release(model: Model) -> None:
-    """Gives the checkpoint of a deleted model back to its job, which may keep it no longer, or whose end it outlived."""
+    """The model's row is gone: gives its checkpoint back, or removes what was merged of it."""
     key = _key(model)
+    if key.startswith("checkpoints/"):
+        give_back(str(model.job_id), key)
+    else:
+        storage.delete_folder(key)
+
+
+def give_back(job_id: str, key: str) -> None:
+    """Gives the checkpoint that a model has no longer back to its job, which may keep it no longer, or whose end it outlived."""
     with writing() as session:
-        job = session.get(Job, model.job_id, with_for_update={"of": Job})
+        job = session.get(Job, job_id, with_for_update={"of": Job})
         surplus = _forget_surplus(session, job) if job is not None else []
-        if job is None and not models_of(session, str(model.job_id)).get(key):
+        if job is None and not models_of(session, job_id).get(key):
             surplus = [key]
     drop(surplus)
 

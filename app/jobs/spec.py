@@ -149,3 +149,15 @@ class TrainerSpec(Strict):
     processes: int = 1
     reward_models: dict[str, RewardModel] = Field(default_factory=dict, description="By id, those that rewards name.")
     provenance: dict[str, Any] = Field(default_factory=dict, description="Copied into the manifest: names and hashes.")
+
+
+class Merge(Strict):
+    """What `python -m worker.trainer.merging` is told: the folders of an adapter and of the base model that it is merged into,
+    whether this model's code is to run, what comes of it, with which chat template, and what ends its answers."""
+
+    base_model: str
+    adapter: str
+    own_code: bool
+    makes: Literal["language model", "reward model"]
+    chat_template: str | None
+    stop_token_ids: list[int]

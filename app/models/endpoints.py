@@ -27,7 +27,7 @@ router = APIRouter(prefix="/models", tags=["models"])
 )
 def create_model(request: ModelCreate, project: ToCreate, response: Response) -> ModelOut:
     model = service.register(project, request)
-    response.status_code = 202 if model.status == "downloading" else 201
+    response.status_code = 201 if model.status == "ready" else 202
     return model_out(model)
 
 

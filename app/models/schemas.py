@@ -12,7 +12,7 @@ from app.models.chat_templates import MAX_TEXT, TemplateArguments
 from app.models.tables import Model
 
 Kind = Literal["base", "adapter", "merged", "reward"]
-Status = Literal["downloading", "deploying", "ready", "failed"]
+Status = Literal["downloading", "merging", "deploying", "ready", "failed"]
 
 
 class ModelCreate(Strict):

@@ -16,7 +16,7 @@ from app.kit.database import DEFAULT_PROJECT, reading, writing
 from app.kit.errors import Conflict, Forbidden, InvalidValue, NotFound
 from app.kit.ids import new_id
 from app.kit.pagination import Paging, newest_first
-from app.kit.queue import wake
+from app.kit.queue import Wakeable, wake
 from app.kit.references import references
 from app.models.chat_templates import end_of, require_end, text_of
 from app.models.inspection import inspect_model
@@ -30,11 +30,14 @@ from app.projects.idempotency import creating, remember
 from app.settings import REPOSITORY
 
 DEMO_BASE = REPOSITORY / "demo" / "base"
+# What a model of these states waits for.
+PREPARED_BY: dict[str, Wakeable] = {"downloading": "download", "merging": "train"}
 HUB_SOURCE = re.compile(r"(modelscope|hf)://[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[A-Za-z0-9][\w./-]*)?")
 
 
 def register(project_id: str, request: ModelCreate) -> Model:
-    """Registers a base model: ready for a directory, downloading for a hub. What another noun keeps becomes a fine-tune.
+    """Registers a base model: ready for a directory, downloading for a hub. What another noun keeps becomes a fine-tune: ready,
+    or merging.
 
     Raises `InvalidValue` where the source cannot be read or the template not parsed, `Conflict` where the name is taken.
     """
@@ -70,13 +73,13 @@ def register(project_id: str, request: ModelCreate) -> Model:
             session.add(model)
             session.flush()
             record(session, "model.create", model.id, name=model.name, source=model.source)
-            remember(session, 202 if model.status == "downloading" else 201, model_out(model))
+            remember(session, 201 if model.status == "ready" else 202, model_out(model))
             if kept is not None:
                 stored.add(session, project_id, model.stored_bytes)
     except IntegrityError:
         raise _taken(request.name) from None
-    if model.status == "downloading":
-        wake("download")
+    if model.status in PREPARED_BY:
+        wake(PREPARED_BY[model.status])
     return model
 
 

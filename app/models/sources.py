@@ -11,8 +11,8 @@ from app.models.tables import Model
 
 
 class Source(NamedTuple):
-    """`adopt(session, model)` makes the new model a ready fine-tune of what its source names, held until the transaction
-    ends; raises what the caller is to be told. `release(model)`: the model's row is gone."""
+    """`adopt(session, model)` makes the new model a fine-tune of what its source names, ready or merging, and holds that until
+    the transaction ends; raises what the caller is to be told. `release(model)`: the model's row is gone."""
 
     adopt: Callable[[Session, Model], None]
     release: Callable[[Model], None]

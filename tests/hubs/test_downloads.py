@@ -22,7 +22,7 @@ from app.settings import get_settings
 from tests.conftest import eventually
 from tests.hubs.conftest import UNWANTED, WEIGHTS, Attempt, children, download, register, stored, until_held
 from tests.hubs.server import COMMIT, GATED, PICKLED, REPOSITORY, TOKEN, Hub
-from worker import downloads
+from worker import downloads, preparing
 
 
 def test_it_becomes_ready_and_shows_its_progress_on_the_way(
@@ -73,7 +73,7 @@ def test_a_connection_that_breaks_goes_on_in_the_middle_of_the_file(scheme: str,
 def test_a_killed_download_is_tried_again_and_keeps_what_is_there(
     scheme: str, hub: Hub, house: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloads, "BACK_OFF_LEASES", (0, 0))
+    monkeypatch.setattr(preparing, "BACK_OFF_LEASES", (0, 0))
     hub.held.add(WEIGHTS)
     model = register(f"{scheme}://{REPOSITORY}")
     with Attempt() as attempt:
@@ -119,7 +119,7 @@ def test_what_cannot_be_read_fails_with_the_cause(scheme: str, path: str, code: 
 def test_a_hub_that_cannot_be_reached_is_tried_again_and_then_given_up(
     house: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloads, "BACK_OFF_LEASES", (0, 0))
+    monkeypatch.setattr(preparing, "BACK_OFF_LEASES", (0, 0))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     model = register(f"hf://{REPOSITORY}")
     for _ in range(2):
@@ -191,20 +191,23 @@ def test_an_attempt_that_was_taken_over_writes_nothing_more(hub: Hub, house: Pat
 def is_waiting(model: Model, later: timedelta = timedelta()) -> bool:
     with reading() as session:
         now = database_now(session) + later
-        return session.scalar(select(Model.id).where(downloads.waiting(now), Model.id == model.id)) is not None
+        return (
+            session.scalar(select(Model.id).where(preparing.waiting(now, "downloading"), Model.id == model.id))
+            is not None
+        )
 
 
 def test_a_project_s_token_opens_what_is_gated_and_is_the_download_s_alone(
     scheme: str, house: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = list[dict[str, str]]()
-    spawn = downloads.spawn
+    spawn = preparing.spawn
 
     def watch(*arguments: Any, **options: Any) -> Any:
         started.append(options["env"])
         return spawn(*arguments, **options)
 
-    monkeypatch.setattr(downloads, "spawn", watch)
+    monkeypatch.setattr(preparing, "spawn", watch)
     name, variable = {"hf": ("hf_token", "HF_TOKEN"), "modelscope": ("modelscope_token", "MODELSCOPE_API_TOKEN")}[
         scheme
     ]

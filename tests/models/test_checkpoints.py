@@ -1,39 +1,54 @@
-"""A checkpoint is served as a fine-tune and trained on; what is made of one is never deleted under it."""
+"""A checkpoint is served as a fine-tune and trained on, whatever was trained; what is made of one is never deleted under it."""
 
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
+import torch
 from sqlalchemy import update
 
 from app.jobs import attempts, checkpoints
 from app.jobs.lifecycle import move
+from app.jobs.methods import Lora
 from app.jobs.tables import Job
 from app.kit import storage
-from app.kit.database import reading, writing
+from app.kit.database import database_now, reading, writing
+from app.kit.leases import claim
+from app.kit.queue import pending
+from app.models.bases import weights_folder
 from app.models.chat_templates import text_of
 from app.models.tables import Model
 from app.projects.stored import stored_bytes
+from tests.conftest import DEMO_BASE
 from tests.datasets.helpers import jsonl, new_row, refusal
+from tests.worker.test_reconcilers import empty_queue
+from worker import preparing
+from worker.merging import merge_next
 from worker.publish import publish
 from worker.reconcilers.leftovers import remove_leftovers
+from worker.reconcilers.unseen_work import wake_for_unseen_work
+from worker.slots import Slots
 from worker.supervisor import _trainer_spec
+from worker.trainer.base import Base
+from worker.trainer.methods import lora
 
 METHOD = {"type": "lora", "rank": 4, "alpha": 32.0, "dropout": 0.1, "target_modules": ["q_proj"],
           "plus": None, "variant": None}  # fmt: skip
 
 
-def write_output(folder: Path, base: str, method: dict[str, Any] = METHOD) -> None:
-    """What a trainer leaves of an adapter, as far as the service reads it."""
-    (folder / "adapter").mkdir(parents=True)
-    (folder / "adapter/chat_template.jinja").write_text("trained with this")
-    (folder / "adapter/adapter_model.safetensors").write_bytes(b"weights")
+def write_output(folder: Path, base: str, method: dict[str, Any] = METHOD, stage: str = "sft") -> None:
+    """What a trainer leaves, as far as the service reads it."""
+    weights = folder / ("adapter" if method.get("type", "lora") == "lora" else "merged")
+    weights.mkdir(parents=True)
+    (weights / "chat_template.jinja").write_text("trained with this")
+    (weights / f"{weights.name}_model.safetensors").write_bytes(b"weights")
     provenance = {"base_model": "demo-base", "base_model_id": base}
-    told = {"stop_token_ids": [2], "spec": {"method": method}, "provenance": provenance}
+    told = {"stop_token_ids": [2], "spec": {"stage": stage, "method": method}, "provenance": provenance}
     (folder / "manifest.json").write_text(json.dumps(told))
 
 
@@ -54,10 +69,10 @@ def job(client: httpx.Client, dataset: str) -> Job:
     return claimed
 
 
-def keep(job: Job, step: int, **method: Any) -> str:
+def keep(job: Job, step: int, stage: str = "sft", **method: Any) -> str:
     """What a supervisor does with a checkpoint; its id."""
     with storage.incoming() as folder:
-        write_output(folder / "out", job.base_model_id, METHOD | method)
+        write_output(folder / "out", job.base_model_id, method if "type" in method else METHOD | method, stage)
         storage.put_folder(folder / "out", checkpoints.storage_key(job, step))
     with writing() as session:
         dropped = checkpoints.add(session, attempts.hold(session, job), step, size=7)
@@ -73,6 +88,11 @@ def serve(client: httpx.Client, id: str, name: str, **fields: Any) -> httpx.Resp
 def stored(job: Job) -> set[str]:
     remove_leftovers()
     return {key.rsplit("/", 1)[1] for key in storage.folders("checkpoints") if f"/{job.id}/" in key}
+
+
+def stored_of(job: Job) -> int:
+    with reading() as session:
+        return stored_bytes(session, job.project_id)
 
 
 def listed(client: httpx.Client, job: Job) -> dict[int, list[str]]:
@@ -93,16 +113,37 @@ def test_it_is_a_fine_tune_like_any_other(client: httpx.Client, job: Job) -> Non
         assert (row.facts["stored_bytes"], row.location) == (7, f"checkpoints/{job.id}/1-10/adapter")
 
 
-def test_its_bytes_count_for_the_project_while_it_is_a_model(client: httpx.Client, job: Job) -> None:
-    def count() -> int:
-        with reading() as session:
-            return stored_bytes(session, job.project_id)
+@pytest.mark.parametrize("type", ["full", "freeze", "galore", "apollo", "mod"])
+@pytest.mark.parametrize(("stage", "kind"), [("sft", "merged"), ("rm", "reward")])
+def test_whole_weights_are_a_model_of_their_own(
+    client: httpx.Client, job: Job, dataset: str, type: str, stage: str, kind: str
+) -> None:
+    if (type, stage) == ("mod", "rm"):
+        pytest.skip("there is no such job")
+    answer = serve(client, keep(job, 10, stage, type=type), f"a-{job.id[-8:]}")
+    assert answer.status_code == 201, answer.text
+    model = answer.json()
+    assert (model["kind"], model["status"], model["base_model"]) == (kind, "ready", "demo-base")
+    assert (model["has_chat_template"], listed(client, job)) == (True, {10: [model["name"]]})
+    with reading() as session:
+        row = session.get_one(Model, model["id"])
+        assert row.location == f"checkpoints/{job.id}/1-10/merged"
+        assert (row.facts["stop_token_ids"], row.facts.get("mixture_of_depths")) == ([2], type == "mod" or None)
+        if kind == "merged":
+            assert weights_folder(row) == storage.fetch_folder(str(row.location))
+    created = train_on(client, dataset, model["name"])
+    if kind == "reward" or type == "mod":
+        refusal(created, 422, "unsupported" if type == "mod" else "invalid_value")
+    else:
+        assert created.json()["base_model"] == model["name"]
 
-    before, name = count(), f"a-{job.id[-8:]}"
+
+def test_its_bytes_count_for_the_project_while_it_is_a_model(client: httpx.Client, job: Job) -> None:
+    before, name = stored_of(job), f"a-{job.id[-8:]}"
     serve(client, keep(job, 10), name).raise_for_status()
-    assert count() == before + 7
+    assert stored_of(job) == before + 7
     client.delete(f"/models/{name}").raise_for_status()
-    assert count() == before
+    assert stored_of(job) == before
 
 
 def test_while_it_is_a_model_newer_ones_do_not_take_its_place(client: httpx.Client, job: Job) -> None:
@@ -164,6 +205,99 @@ def test_what_cannot_be_served_is_refused_in_words(client: httpx.Client, job: Jo
     id = keep(job, 30)
     storage.delete_folder(checkpoints.storage_key(job, 30))
     refusal(serve(client, id, name), 422, "invalid_value")
+
+
+def adapter(folder: Path, stage: str, **config: Any) -> None:
+    """An adapter on the demo base, as a job's checkpoint has it: of random weights."""
+    makes: Literal["language model", "reward model"] = "reward model" if stage == "rm" else "language model"
+    method = Lora.model_validate(config)
+    model = lora.prepare(lora.load_base(Base(str(DEMO_BASE), makes=makes, pad_id=0), method), method)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.02)
+    lora.save(model, folder, "demo-base")
+
+
+def keep_real(job: Job, stage: str, damaged: bool = False, **config: Any) -> str:
+    """The id of a checkpoint that has an adapter of this method."""
+    with storage.incoming() as folder:
+        write_output(folder / "out", job.base_model_id, config | {"type": "lora"}, stage)
+        adapter(folder / "out/adapter", stage, **config)
+        if damaged:
+            (folder / "out/adapter/adapter_model.safetensors").write_bytes(b"weights")
+        storage.put_folder(folder / "out", checkpoints.storage_key(job, 10))
+    with writing() as session:
+        checkpoints.add(session, attempts.hold(session, job), 10, size=7)
+    with reading() as session:
+        return checkpoints.newest_first(session, job.id)[0].id
+
+
+@pytest.mark.parametrize(("stage", "kind", "variant"), [("sft", "merged", "dora"), ("rm", "reward", None)])
+def test_what_no_engine_loads_as_an_adapter_is_merged(
+    client: httpx.Client, job: Job, stage: str, kind: str, variant: str | None
+) -> None:
+    name, before = f"a-{job.id[-8:]}", stored_of(job)
+    answer = serve(client, keep_real(job, stage, variant=variant), name)
+    assert (answer.status_code, answer.json()["status"], answer.json()["kind"]) == (202, "merging", kind)
+    keep(job, 20)
+    assert (listed(client, job), stored(job), stored_of(job)) == ({20: [], 10: [name]}, {"1-10", "1-20"}, before + 7)
+    queued = {"base_model": name, "dataset": job.dataset_id}
+    refusal(client.post("/jobs", json=queued), 409, "model_not_ready")
+
+    assert merge_next(Slots([], 1), threading.Event())
+    model = client.get(f"/models/{name}").json()
+    assert (model["status"], model["kind"], model["base_model"]) == ("ready", kind, "demo-base"), model["error"]
+    assert (listed(client, job), stored(job)) == ({20: []}, {"1-20"})
+    with reading() as session:
+        row = session.get_one(Model, model["id"])
+    assert row.location == f"artifacts/{model['id']}/1/merged"
+    folder = storage.fetch_folder(f"artifacts/{model['id']}/1")
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert (stored_of(job), row.lease_expires_at) == (before + size, None)
+    assert json.loads((folder / "manifest.json").read_text())["provenance"]["base_model"] == "demo-base"
+    own = (folder / "merged/chat_template.jinja").read_text()
+    assert (own, row.chat_template) == ("trained with this", "trained with this")
+
+    remove_leftovers()
+    assert folder.is_dir()
+    client.delete(f"/models/{name}").raise_for_status()
+    assert (folder.exists(), stored_of(job)) == (False, before)
+    assert not merge_next(Slots([], 1), threading.Event())
+
+
+def test_what_cannot_be_merged_says_why_and_gives_its_checkpoint_back(client: httpx.Client, job: Job) -> None:
+    name = f"a-{job.id[-8:]}"
+    serve(client, keep_real(job, "sft", damaged=True, variant="dora"), name).raise_for_status()
+    assert merge_next(Slots([], 1), threading.Event())
+    model = client.get(f"/models/{name}").json()
+    assert (model["status"], model["error"]["code"]) == ("failed", "checkpoint_unreadable")
+    keep(job, 20)
+    assert stored(job) == {"1-10", "1-20"}
+    client.delete(f"/models/{name}").raise_for_status()
+    assert stored(job) == {"1-20"}
+
+
+def test_a_merge_that_nobody_hears_of_is_found_and_done_again(client: httpx.Client, job: Job) -> None:
+    name = f"a-{job.id[-8:]}"
+    id = serve(client, keep_real(job, "sft", variant="dora"), name).raise_for_status().json()["id"]
+    with writing() as session:
+        move(session, attempts.hold(session, job), "succeed", "It answers.")
+    with writing() as session:  # as by a worker that was killed when it had stored what it made
+        claimed = claim(session, Model, preparing.waiting(database_now(session), "merging"), 600)
+    assert claimed is not None
+    with storage.incoming() as folder:
+        write_output(folder / "out", job.base_model_id)
+        storage.put_folder(folder / "out", f"artifacts/{id}/1")
+    remove_leftovers()
+    assert storage.fetch_folder(f"artifacts/{id}/1").is_dir()
+    with writing() as session:
+        session.get_one(Model, id).lease_expires_at = None
+    empty_queue()
+    wake_for_unseen_work()
+    assert pending("train") == 1
+    assert merge_next(Slots([], 1), threading.Event())
+    remove_leftovers()
+    assert [key for key in storage.folders("artifacts") if id in key] == [f"artifacts/{id}/2"]
 
 
 def train_on(client: httpx.Client, dataset: str, base: str, **fields: Any) -> httpx.Response:

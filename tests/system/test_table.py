@@ -9,8 +9,8 @@ import pytest
 
 from demo.service import user_turn
 from demo.text import sample_rows
-from tests.conftest import Backend
-from tests.system.service import Service
+from tests.conftest import Backend, eventually
+from tests.system.service import LOOK_SECONDS, Service
 from tests.trainer.rows_of_the_table import THOROUGH
 
 STEPS = {"max_steps": 20, "batch_size": 8, "learning_rate": 0.003}
@@ -119,6 +119,43 @@ def test_what_was_fine_tuned_is_rewarded_by_what_was_trained_to_judge(running: S
     }
     answer = running.client.post("/v1/chat/completions", json=asked).raise_for_status().json()
     assert answer["choices"][0]["message"]["content"]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("name", "kind"), [("full", "merged"), ("rm", "reward"), ("mod", "merged")])
+def test_a_checkpoint_is_served_whatever_was_trained(
+    running: Service, posted: dict[str, str], name: str, kind: str
+) -> None:
+    if name not in posted:
+        pytest.skip("it is not trained on this column")
+    job = running.ended(posted[name])
+    last = running.client.get(f"/jobs/{job['id']}/checkpoints").json()["data"][0]
+    checkpoint = {"name": f"early-{name}", "source": f"checkpoint://{last['id']}"}
+    running.client.post("/models", json=checkpoint).raise_for_status()
+
+    def ready() -> bool:
+        model = running.client.get(f"/models/early-{name}").json()
+        assert model["status"] in ("merging", "ready"), model["error"]
+        return bool(model["status"] == "ready" and model["kind"] == kind)
+
+    eventually(ready, 120, "a model of the checkpoint", LOOK_SECONDS)
+    row = sample_rows(1, seed=5, split="heldout")[0]
+    said = [{"role": "user", "content": user_turn(row)}]
+    if kind == "reward":
+        asked = {"conversations": [[*said, {"role": "assistant", "content": row["output"]}]]}
+        ours, its = (
+            running.client.post(f"/models/{model}/score", json=asked).raise_for_status().json()["data"][0]["score"]
+            for model in (f"early-{name}", job["model"]["name"])
+        )
+    else:
+        chat = {"messages": said, "max_tokens": 24, "temperature": 0}
+        ours, its = (
+            running.client.post("/v1/chat/completions", json=chat | {"model": model})
+            .raise_for_status()
+            .json()["choices"]
+            for model in (f"early-{name}", job["model"]["name"])
+        )
+    assert ours == its
 
 
 def prefers_right_answers_and_writes_none(running: Service, name: str) -> None:

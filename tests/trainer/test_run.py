@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +15,10 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from app.jobs.combinations import STAGES
+from app.jobs.spec import Merge
 from tests.trainer.conftest import Run, chat, write_rows
 from worker.trainer.data.conversation import Message
 from worker.trainer.failures import Failure
@@ -146,6 +152,42 @@ def test_a_checkpoint_is_all_that_serving_and_training_on_need(train: Run, base:
     manifest = json.loads((kept / "step-6/manifest.json").read_text())
     assert (manifest["result"]["steps"], manifest["stop_token_ids"]) == (6, [2])
     assert str(base) not in (kept / "step-6/adapter/adapter_config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"method": {"type": "full"}}, {"method": {"variant": "dora"}}, {"stage": "rm"}, {"stage": "rm", "method": {"type": "freeze"}}],
+    ids=["full", "dora", "rm", "rm by freeze"],
+)  # fmt: skip
+def test_a_last_checkpoint_is_served_as_the_outcome_is(
+    train: Run, rows_of: Callable[[str], str], base: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(base, half)
+    load(base).to(torch.bfloat16).save_pretrained(half)
+    rows = rows_of("preference" if changes.get("stage") == "rm" else "chat")
+    train(base_model=str(half), rows=rows, hyperparameters={"max_steps": 2}, deploy={"mode": "merged"}, **changes)
+    [checkpoint] = (tmp_path / "out/checkpoints").glob("step-*")
+    served = checkpoint / "merged"
+    if not served.is_dir():
+        told = json.loads((checkpoint / "manifest.json").read_text())
+        template = (checkpoint / "adapter/chat_template.jinja").read_text()
+        merge = Merge(
+            base_model=str(half), adapter=str(checkpoint / "adapter"), own_code=False, chat_template=template,
+            makes=STAGES[told["spec"]["stage"]].makes, stop_token_ids=told["stop_token_ids"],
+        )  # fmt: skip
+        served = tmp_path / "served"
+        command = [sys.executable, "-m", "worker.trainer.merging", merge.model_dump_json(), str(served)]
+        said = subprocess.run(command, check=True, capture_output=True, text=True)
+        assert json.loads(said.stdout) == {"type": "finished"}, said.stderr
+    else:
+        assert {weight.dtype for weight in load_file(served / "model.safetensors").values()} == {torch.float32}
+    kind = AutoModelForSequenceClassification if changes.get("stage") == "rm" else AutoModelForCausalLM
+    its, own = (kind.from_pretrained(folder, dtype="auto").state_dict() for folder in (served, tmp_path / "out/merged"))
+    assert its.keys() == own.keys()
+    assert all(weight.dtype == torch.bfloat16 and torch.equal(weight, own[name]) for name, weight in its.items())
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        assert (served / name).read_text() == (tmp_path / "out/merged" / name).read_text()
 
 
 def test_an_adapter_goes_on_from_where_it_was(train: Run, rows: str, base: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 
 from app.jobs.tables import Checkpoint, Job
 from app.kit import storage
@@ -15,7 +15,11 @@ from app.kit.leases import in_state
 from app.models.tables import Model
 from worker.supervisor import workspaces
 
-RUNNING = select(Job.id, Job.attempt).where(in_state(Job, "running"))
+# Whose attempts may store something that has no row yet.
+RUNNING = (
+    select(Job.id, Job.attempt).where(in_state(Job, "running")),
+    select(Model.id, Model.attempt).where(in_state(Model, "merging")),
+)
 # An upload that is still going on writes more often than this.
 ABANDONED_AFTER_SECONDS = 24 * 3600.0
 # Of so many stored folders at a time it is asked whose they are.
@@ -29,10 +33,10 @@ def remove_leftovers() -> None:
     # Listed before it is read who runs, and that before what there are rows of: what is stored has a row before its attempt ends.
     folders = [*storage.folders("artifacts"), *storage.folders("checkpoints")]
     with reading() as session:
-        running = {f"{job}-{attempt}" for job, attempt in session.execute(RUNNING)}
+        running = {f"{owner}-{attempt}" for query in RUNNING for owner, attempt in session.execute(query)}
     for name in spaces.keys() - running:
         shutil.rmtree(spaces[name], ignore_errors=True)
-    ended = {key: job for key in folders for job, attempt in [_of(key)] if f"{job}-{attempt}" not in running}
+    ended = {key: owner for key in folders for owner, attempt in [_of(key)] if f"{owner}-{attempt}" not in running}
     keys = list(ended)
     for start in range(0, len(keys), AT_ONCE):
         some = keys[start : start + AT_ONCE]
@@ -43,14 +47,16 @@ def remove_leftovers() -> None:
 
 
 def _of(key: str) -> tuple[str, str]:
-    """The job and the attempt that a folder is of: `artifacts/<job>/<attempt>`, `checkpoints/<job>/<attempt>-<step>`."""
-    _, job, rest = key.split("/")
-    return job, rest.partition("-")[0]
+    """The job or the model, and the attempt, that a folder is of: `artifacts/<job>/<attempt>`,
+    `checkpoints/<job>/<attempt>-<step>`, `artifacts/<model>/<attempt>` where a checkpoint was merged."""
+    _, owner, rest = key.split("/")
+    return owner, rest.partition("-")[0]
 
 
-def _kept(jobs: set[str]) -> set[str]:
-    """The keys of these jobs' folders that models or checkpoints have."""
-    locations = select(Model.location).where(Model.job_id.in_(jobs), Model.location.is_not(None))
+def _kept(owners: set[str]) -> set[str]:
+    """The keys of these jobs' and models' folders that models or checkpoints have."""
+    theirs = or_(Model.job_id.in_(owners), Model.id.in_(owners))
+    locations = select(Model.location).where(theirs, Model.location.is_not(None))
     with reading() as session:
-        checkpoints = set(session.scalars(select(Checkpoint.key).where(Checkpoint.job_id.in_(jobs))))
+        checkpoints = set(session.scalars(select(Checkpoint.key).where(Checkpoint.job_id.in_(owners))))
         return checkpoints | {str(Path(str(location)).parent) for location in session.scalars(locations)}

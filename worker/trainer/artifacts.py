@@ -32,6 +32,12 @@ def save_merged(model: Any, tokenizer: Any, folder: Path, stop_token_ids: list[i
     save_tokenizer(tokenizer, folder)
 
 
+def declare_dtype(folder: Path, dtype: torch.dtype) -> None:
+    """Makes whoever loads the weights in `folder` as their configuration says do so in `dtype`, whatever they are stored in."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    write_json(folder / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n", encoding="utf-8")
 

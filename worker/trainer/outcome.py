@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from app.jobs.combinations import served
 from app.jobs.spec import TrainerSpec
 from worker.trainer import artifacts
-from worker.trainer.base import Base, load_model, own_dtype
+from worker.trainer.base import Base, own_dtype
 from worker.trainer.checkpoints import RunState, unreadable_checkpoint
 from worker.trainer.events import Emit
-from worker.trainer.methods import Method, lora
+from worker.trainer.merging import write_merged
+from worker.trainer.methods import Method
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,11 @@ class Writer:
     about: dict[str, Any]
 
     def save_checkpoint(self, model: Any, folder: Path, state: RunState) -> None:
-        """Writes what is learned so far, as plain libraries load it, in the precision that it is trained in."""
+        """Writes what is learned so far, as plain libraries load it, in the precision that it is trained in. Whole weights are
+        served, and trained on, in the one that the outcome will have: their configuration names that."""
         self._save(model, folder / self.method.KIND)
+        if self.method.KIND == "merged":
+            artifacts.declare_dtype(folder / "merged", own_dtype(self.base))
         came_to = {"steps": state.step, "loss": state.loss, "validation_loss": state.validation_loss}
         self.write_manifest(folder, came_to)
 
@@ -52,8 +54,7 @@ class Writer:
         if "merged" in (spec.deploy.mode, served(spec.stage, spec.method).mode):
             emit("phase", phase="merging")
             del model
-            merged = lora.merge(load_model(self.base, torch.float32), out / "adapter").to(own_dtype(self.base))
-            artifacts.save_merged(merged, self.tokenizer, out / "merged", self.stop_ids)
+            write_merged(self.base, out / "adapter", self.tokenizer, self.stop_ids, out / "merged")
 
     def write_manifest(self, folder: Path, came_to: dict[str, Any], card: dict[str, Any] | None = None) -> None:
         """Writes manifest.json: what is made, of what, with what, and what it came to; of an outcome its scorecard."""
