@@ -17,7 +17,7 @@ from app.jobs.hyperparameters import Supervised
 from tests.trainer.conftest import Run, chat, write_rows
 from tests.trainer.rows_of_the_table import RL
 from tests.trainer.test_run import of_type
-from worker.trainer import scorecard
+from worker.trainer import answering, scorecard
 from worker.trainer.data.rows import read_rows
 
 ON = {"scorecard": True}
@@ -89,11 +89,16 @@ def test_prompts_that_are_answered_together_are_answered_as_alone(
     tokenizer: Any, rows: str, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # In bfloat16 what this random model finds likeliest may differ with the shape of a batch.
-    monkeypatch.setattr(scorecard, "autocast", lambda device: nullcontext())
+    monkeypatch.setattr(answering, "autocast", lambda device: nullcontext())
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     together, alone = (scorecard._answers(model, asked_of(tokenizer, rows, most)) for most in (4096, 1))
     assert together == alone
     assert len({len(prompt.asked) for prompt in asked_of(tokenizer, rows, 1).prompts}) > 3
+
+
+def test_a_model_with_routers_answers_too(train: Run) -> None:
+    card = card_of(train(method={"type": "mod", "capacity": 0.5}, check=ON, hyperparameters={"max_steps": 1}))
+    assert card["tuned"]["stop_rate"] is not None
 
 
 def test_without_held_out_rows_there_is_no_loss_of_them_and_nothing_is_right(train: Run) -> None:

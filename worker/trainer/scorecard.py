@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from transformers import GenerationConfig
 
+from worker.trainer.answering import answers
 from worker.trainer.data.kinds import examples
 from worker.trainer.data.render import Example, Plan
 from worker.trainer.data.rows import Item
@@ -186,18 +185,18 @@ def _mean_loss(model: Any, asked: Asked, stage: Stage, items: list[Item]) -> tup
     return found
 
 
-def _judged(asked: Asked, answers: list[list[int]]) -> dict[str, float | None]:
-    stopped = [bool(answer) and answer[-1] in asked.ends for answer in answers]
+def _judged(asked: Asked, given: list[list[int]]) -> dict[str, float | None]:
+    stopped = [bool(answer) and answer[-1] in asked.ends for answer in given]
     found: dict[str, float | None] = {
-        "stop_rate": sum(stopped) / len(answers),
-        "repetition_rate": sum(map(_repeats, answers)) / len(answers),
+        "stop_rate": sum(stopped) / len(given),
+        "repetition_rate": sum(map(_repeats, given)) / len(given),
     }
     if asked.answers_are_right:
         right = sum(
             _text(asked, answer) == _text(asked, prompt.answer.tolist())
-            for answer, prompt in zip(answers, asked.prompts, strict=True)
+            for answer, prompt in zip(given, asked.prompts, strict=True)
         )
-        found["accuracy"] = right / len(answers)
+        found["accuracy"] = right / len(given)
     return found
 
 
@@ -213,49 +212,10 @@ def _repeats(answer: list[int]) -> bool:
     return max(grams.values(), default=0) > _TIMES
 
 
-@torch.no_grad()
 def _answers(model: Any, asked: Asked) -> list[list[int]]:
-    """The likeliest answer to each prompt, token by token, up to its end or `new_tokens`."""
-    model.eval()
-    # Of an adapter's model the one inside, whose own settings would be asked for what is not given here.
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    own, inner.generation_config = (
-        inner.generation_config,
-        GenerationConfig(
-            do_sample=False, max_new_tokens=asked.new_tokens, eos_token_id=asked.ends, pad_token_id=asked.pad_id
-        ),
-    )
-    device = next(inner.parameters()).device
-    found: dict[int, list[int]] = {}
-    try:
-        for numbers in _together(asked):
-            width = max(len(asked.prompts[number].asked) for number in numbers)
-            input_ids = torch.full((len(numbers), width), asked.pad_id)
-            attention_mask = torch.zeros_like(input_ids)
-            for row, number in enumerate(numbers):
-                token_ids = torch.from_numpy(asked.prompts[number].asked).long()
-                input_ids[row, width - len(token_ids) :] = token_ids
-                attention_mask[row, width - len(token_ids) :] = 1
-            with autocast(device):
-                made = inner.generate(input_ids=input_ids.to(device), attention_mask=attention_mask.to(device))
-            for number, answer in zip(numbers, made[:, width:].tolist(), strict=True):
-                found[number] = _up_to_end(answer, asked.ends)
-    finally:
-        inner.generation_config = own
-    return [found[number] for number in range(len(asked.prompts))]
-
-
-def _together(asked: Asked) -> Iterator[list[int]]:
-    """Numbers of prompts of like length that are answered together: of fewer tokens than four micro-batches have, whose
-    activations are not kept here."""
-    longest_first = sorted(range(len(asked.prompts)), key=lambda number: -len(asked.prompts[number].asked))
-    while longest_first:
-        width = len(asked.prompts[longest_first[0]].asked) + asked.new_tokens
-        count = max(1, 4 * asked.most_tokens // width)
-        yield longest_first[:count]
-        longest_first = longest_first[count:]
-
-
-def _up_to_end(answer: list[int], ends: Sequence[int]) -> list[int]:
-    end = next((at for at, token in enumerate(answer) if token in ends), None)
-    return answer if end is None else answer[: end + 1]
+    """The likeliest answer to each prompt."""
+    found = answers(
+        model, [prompt.asked for prompt in asked.prompts], ends=asked.ends, new_tokens=asked.new_tokens, pad_id=asked.pad_id,
+        micro_batch_tokens=asked.most_tokens,
+    )  # fmt: skip
+    return [answer.tolist() for answer in found]

@@ -15,18 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
-from transformers import GenerationConfig
 
 from app.jobs.hyperparameters import Reinforcement
-from worker.trainer.base import attend
+from worker.trainer.answering import Tokens, answers
 from worker.trainer.data.render import Example
 from worker.trainer.data.rows import Item
 from worker.trainer.stages import texts
 from worker.trainer.stages.rewards import Answer, Judge
 from worker.trainer.stages.texts import Batch
-
-# How much wider answers may be drawn at once than they are learned from: no activations are kept.
-_DRAWN = 8
 
 
 def batches(items: Sequence[Item], pad_id: int, max_tokens: int) -> list[Batch]:
@@ -61,11 +57,11 @@ class Rollouts:
             if not trains:
                 return [{"reward": torch.tensor(rewards), "tokens": 0, "count": len(items)}]
             longest_first = sorted(range(len(examples)), key=lambda at: -len(examples[at].token_ids))
-            answers = [Item((examples[at],)) for at in longest_first]
+            drawn = [Item((examples[at],)) for at in longest_first]
             device = next(model.parameters()).device
             cut = [
                 send_to_device(texts.collate([each.examples[0] for each in part], self.pad_id), device)
-                for part in texts.cut(answers, step["max_tokens"])
+                for part in texts.cut(drawn, step["max_tokens"])
             ]
             if self.settings.beta:
                 self._compare(model, cut)
@@ -77,7 +73,7 @@ class Rollouts:
         in_groups[longest_first] = worth
         advantages = ADVANTAGES[self.settings.algorithm](in_groups.view(-1, copies)).flatten()[longest_first]
         counts = [len(batch["labels"]) for batch in cut]
-        per_token = len(answers) / sum(int(texts.loss_tokens(batch).sum()) for batch in cut)
+        per_token = len(drawn) / sum(int(texts.loss_tokens(batch).sum()) for batch in cut)
         return [
             batch | {"advantage": advantage, "reward": reward, "count": count, "per_token": per_token}
             for batch, advantage, reward, count in zip(
@@ -86,39 +82,13 @@ class Rollouts:
         ]
 
     def _draw(self, model: Any, items: list[Item], copies: int, max_tokens: int, sample: bool) -> list[Example]:
-        """`copies` answers to each prompt, one after the other: the prompt's tokens, and the answer's, which are learned, up to
-        and with the first one that ends it."""
-        how = GenerationConfig(
-            max_new_tokens=self.settings.max_new_tokens,
-            do_sample=sample,
-            temperature=self.settings.temperature if sample else 1.0,
-            top_k=0,
-            top_p=1.0,
-            min_p=0.0,
-            typical_p=1.0,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            eos_token_id=self.stop_ids or None,
-            pad_token_id=self.pad_id,
-            use_cache=True,
-        )
-        width = max(item.length for item in items) + self.settings.max_new_tokens
-        at_once = max(1, _DRAWN * max_tokens // (copies * width))
-        made: list[Example] = []
-        for start in range(0, len(items), at_once):
-            prompts = [item.examples[0] for item in items[start : start + at_once] for _ in range(copies)]
-            batch = send_to_device(texts.collate(prompts, self.pad_id), next(model.parameters()).device)
-            inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-            attend(model, inputs["input_ids"].shape[1])
-            found = model.generate(**inputs, generation_config=how)[:, inputs["input_ids"].shape[1] :]
-            made += [self._answered(*each) for each in zip(prompts, found.cpu().numpy(), strict=True)]
-        return made
-
-    def _answered(self, prompt: Example, drawn: Any) -> Example:
-        ends = np.isin(drawn, self.stop_ids).nonzero()[0]
-        answer = drawn[: ends[0] + 1] if len(ends) else drawn
-        mask = np.arange(len(prompt.token_ids) + len(answer)) >= len(prompt.token_ids)
-        return Example(np.concatenate([prompt.token_ids, answer]).astype(np.int32), mask)
+        """`copies` answers to each prompt, one after the other: the prompt's tokens, and the answer's, which are learned."""
+        prompts = [item.examples[0].token_ids for item in items for _ in range(copies)]
+        drawn = answers(
+            model, prompts, ends=self.stop_ids, new_tokens=self.settings.max_new_tokens, pad_id=self.pad_id,
+            micro_batch_tokens=max_tokens, temperature=self.settings.temperature if sample else None,
+        )  # fmt: skip
+        return [_answered(*each) for each in zip(prompts, drawn, strict=True)]
 
     def _judge(self, items: list[Item], copies: int, examples: list[Example]) -> list[float]:
         drawn = self.tokenizer.batch_decode(
@@ -136,6 +106,11 @@ class Rollouts:
         if self.settings.algorithm == "rloo":
             for batch in cut:
                 batch["now"] = -texts.losses(model, batch, temperature)
+
+
+def _answered(prompt: Tokens, answer: Tokens) -> Example:
+    mask = np.arange(len(prompt) + len(answer)) >= len(prompt)
+    return Example(np.concatenate([prompt, answer]).astype(np.int32), mask)
 
 
 def loss(model: torch.nn.Module, batch: Batch, settings: Reinforcement) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
