@@ -47,12 +47,14 @@ CHECKPOINT_COLUMNS = (
 commands = typer.Typer(no_args_is_help=True, help="Start, list, watch, pause and cancel fine-tuning jobs.")
 
 
-def _rate(text: str) -> float | str:
-    """A learning rate: a number, or a word for the service to judge (`auto`)."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+def _number(text: str | None) -> int | float | str | None:
+    """What an option says: a number, or a word for the service to judge (`auto`, `epoch`)."""
+    for kind in (int, float):
+        try:
+            return None if text is None else kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 @commands.command("create", no_args_is_help=True)
@@ -68,6 +70,12 @@ def create(
     rank: Annotated[
         int | None, typer.Option(help="Rank of the adapter, or of galore's and apollo's projections.")
     ] = None,
+    variant: Annotated[str | None, typer.Option(metavar="rslora|dora|pissa", help="Of lora.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Of freeze: so many of the last layers are trained.")] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TYPE|MODEL", help="Of rl: exact_match, …, or a reward model's name; several times."),
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the rows.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="End earlier than --epochs would.")] = None,
     learning_rate: Annotated[str | None, typer.Option(metavar="NUMBER|auto", help="Peak learning rate.")] = None,
@@ -75,12 +83,36 @@ def create(
     max_length: Annotated[int | None, typer.Option(help="Tokens; longer rows are cut.")] = None,
     chat_template: ChatTemplate = None,
     template_arguments: TemplateArguments = None,
+    validation: Annotated[str | None, typer.Option(metavar="DATASET", help="Id of a dataset of held-out rows.")] = None,
     validation_fraction: Annotated[float | None, typer.Option(help="Share of the rows that is held out.")] = None,
+    validate_every: Annotated[
+        str | None, typer.Option(metavar="STEPS|epoch", help="When they are looked at. Default: at each epoch's end.")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="End after so many validations in a row without a lower loss.")
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(metavar="last|best", help="Which step's weights are the outcome. With --patience: best."),
+    ] = None,
+    replay: Annotated[
+        str | None,
+        typer.Option(metavar="DATASET", help="Id of a dataset of general rows, mixed in against forgetting."),
+    ] = None,
+    replay_fraction: Annotated[
+        float | None, typer.Option(help="Share of the rows trained on that comes from it. Default: 0.1.")
+    ] = None,
+    scorecard: Annotated[
+        bool | None, typer.Option(help="Compare base and fine-tune on the same rows. Default: yes.")
+    ] = None,
     deploy: Annotated[
         str | None, typer.Option(metavar="adapter|merged|none|auto", help="How the result is served.")
     ] = None,
     priority: Annotated[int | None, typer.Option(help="The highest goes first. Default: 0.")] = None,
     gpus: Annotated[str | None, typer.Option(metavar="NUMBER|auto", help="GPUs of its own.")] = None,
+    memory_gb: Annotated[
+        float | None, typer.Option(help="GiB that each of its GPUs has at least; without a GPU, that the machine has.")
+    ] = None,
     max_seconds: Annotated[int | None, typer.Option(help="Running longer fails it.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of order, initial adapter, dropout and split.")] = None,
     spec: Annotated[
@@ -102,16 +134,27 @@ def create(
         "stage": stage,
         "method.type": method,
         "method.rank": rank,
+        "method.variant": variant,
+        "method.layers": layers,
         "hyperparameters.epochs": epochs,
         "hyperparameters.max_steps": max_steps,
-        "hyperparameters.learning_rate": None if learning_rate is None else _rate(learning_rate),
+        "hyperparameters.learning_rate": _number(learning_rate),
         "hyperparameters.batch_size": batch_size,
         "hyperparameters.max_length": max_length,
         "hyperparameters.seed": seed,
+        "hyperparameters.reward": reward or None,
+        "validation.dataset": validation,
         "validation.fraction": validation_fraction,
+        "validation.every": _number(validate_every),
+        "validation.patience": patience,
+        "validation.keep": keep,
+        "replay.dataset": replay,
+        "replay.fraction": replay_fraction,
+        "check.scorecard": scorecard,
         "deploy.mode": deploy,
         "priority": priority,
-        "resources.gpus": int(gpus) if gpus is not None and gpus.isdigit() else gpus,
+        "resources.gpus": _number(gpus),
+        "resources.memory_gb": memory_gb,
         "max_seconds": max_seconds,
     }
     for path, value in options.items():
@@ -159,12 +202,15 @@ def from_llamafactory(
     config: Annotated[Path, typer.Argument(help="A YAML file of LLaMA-Factory.")],
     base: Annotated[str | None, typer.Option("--base-model", help="Default: the one registered from there.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Id of a dataset. Default: the one of that name.")] = None,
+    reward_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of stage ppo, which becomes rl: what rewards answers.")
+    ] = None,
     show: Annotated[bool, typer.Option("--show", help="Print the body of the job, and start none.")] = False,
     json: Json = False,
 ) -> None:
     """Start the job that a LLaMA-Factory configuration describes, or say which of its keys have no counterpart."""
     given = llamafactory.read(config)
-    body = llamafactory.body_of(given)
+    body = llamafactory.body_of(given, reward_model)
     with connect(context) as service:
         body |= llamafactory.named(service, given, base, dataset)
         if show:

@@ -38,12 +38,13 @@ SAME = {
     "simpo_gamma": "hyperparameters.simpo_gamma",
     "kto_chosen_weight": "hyperparameters.desirable_weight",
     "kto_rejected_weight": "hyperparameters.undesirable_weight",
+    "temperature": "hyperparameters.temperature",
 }
 # What a job means that leaves them out, where a job of ours would mean something else.
 DEFAULTS: Config = {
     "stage": "sft", "learning_rate": 5e-5, "num_train_epochs": 3.0, "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1, "lr_scheduler_type": "linear", "warmup_ratio": 0.0, "cutoff_len": 2048,
-    "finetuning_type": "lora", "galore_rank": 16, "apollo_rank": 16,
+    "finetuning_type": "lora", "galore_rank": 16, "apollo_rank": 16, "temperature": 0.95, "max_new_tokens": 1024,
 }  # fmt: skip
 # Optimisers of low rank: the options of each are its name's.
 LOW_RANK = ("galore", "apollo")
@@ -56,7 +57,7 @@ READ = {
     "use_galore", "galore_rank",
     "galore_update_interval", "galore_scale", "use_apollo", "apollo_rank", "apollo_update_interval", "apollo_scale",
     "mixture_of_depths", "template", "enable_thinking", "bf16", "pure_bf16", "fp16", "flash_attn",
-    "packing", "neat_packing",
+    "packing", "neat_packing", "reward_model", "reward_model_type", "max_new_tokens",
 }  # fmt: skip
 # What the service or the model settles, or what changes nothing in the result.
 SETTLED = {
@@ -75,6 +76,7 @@ NEUTRAL: Config = {
     "use_badam": False, "shift_attn": False, "use_unsloth": False,
     "enable_liger_kernel": False, "rope_scaling": None, "pref_ftx": 0.0, "dpo_label_smoothing": 0.0,
     "freeze_trainable_modules": "all", "label_smoothing_factor": 0.0, "warmup_steps": 0,
+    "ppo_target": 6.0, "ppo_buffer_size": 1, "ppo_epochs": 4, "top_p": 1.0, "top_k": 0,
     "streaming": False, "deepspeed": None, "fsdp": "", "resize_vocab": False, "create_new_adapter": False,
 }  # fmt: skip
 # Its templates → ours, for models that have none of their own.
@@ -162,12 +164,13 @@ def read(path: Path) -> Config:
     return config
 
 
-def body_of(config: Config) -> Config:
-    """The body of `POST /jobs` that trains the same, but for `base_model` and `dataset`, which are named otherwise here.
+def body_of(config: Config, reward_model: str | None = None) -> Config:
+    """The body of `POST /jobs` that trains the same, but for `base_model` and `dataset`, which are named otherwise here, and so
+    is what rewards the answers of `ppo`.
 
     Raises `Failure` with the keys that have no counterpart.
     """
-    config = {key: value for key, value in config.items() if value is not None}
+    config = {key: value for key, value in config.items() if value is not None} | {"reward_model": reward_model}
     unknown = [key for key in config if key not in READ | SETTLED | SAME.keys() and not _says_nothing(key, config[key])]
     if unknown:
         shown = ", ".join(f"{key}: {config[key]}" for key in unknown)
@@ -193,6 +196,13 @@ def _method(config: Config) -> Config:
     if kind not in ("lora", "full", "freeze"):
         raise Failure(
             f"finetuning_type {kind} has no counterpart.", param="config", hint="lora, full and freeze have one."
+        )
+    layers = _number(config.get("freeze_trainable_layers", 2))
+    if kind == "freeze" and layers < 1:
+        raise Failure(
+            f"freeze_trainable_layers {layers} has no counterpart.",
+            param="config",
+            hint="A number of the last layers has one.",
         )
     if bits is not None and (
         kind != "lora" or bits not in (4, 8) or config.get("quantization_method", "bnb") not in ("bnb", "bitsandbytes")
@@ -321,11 +331,30 @@ def _packing(config: Config) -> Config:
     return {"hyperparameters.packing": any(asked)} if any(asked) or "packing" in config else {}
 
 
+def _drawn(config: Config) -> Config:
+    """PPO becomes GRPO: both learn from answers that are drawn and rewarded, ours without a model of their values."""
+    if config["stage"] != "ppo":
+        return {}
+    if config["reward_model"] is None:
+        raise Failure(
+            "stage ppo has a counterpart, rl, with a reward model that the service has.",
+            param="config",
+            hint="Train one with stage rm, and name it with --reward-model.",
+        )
+    new_tokens = int(config["max_new_tokens"])
+    return {
+        "stage": "rl",
+        "hyperparameters.reward": [{"type": "model", "model": config["reward_model"]}],
+        "hyperparameters.max_new_tokens": new_tokens,
+        "hyperparameters.max_length": int(config["cutoff_len"]) + new_tokens,  # its cutoff_len is the prompt's
+    }
+
+
 # Each adds what follows of several keys.
-RULES: tuple[Callable[[Config], Config], ...] = (_method, _batches, _schedule, _validation, _precision, _packing)
+RULES: tuple[Callable[[Config], Config], ...] = (_method, _batches, _schedule, _validation, _precision, _packing, _drawn)
 # Field → the stages or methods that have it: LLaMA-Factory does not mind a key that another one would read.
 OF_STAGE = {"loss": ("dpo",), "beta": ("dpo", "kto"), "simpo_gamma": ("dpo",), "neftune_alpha": ("sft",), "packing": ("sft", "pt"),
-            "desirable_weight": ("kto",), "undesirable_weight": ("kto",)}  # fmt: skip
+            "desirable_weight": ("kto",), "undesirable_weight": ("kto",), "temperature": ("rl",)}  # fmt: skip
 ADAPTERS = ("lora", "qlora")
 OF_METHOD = {"rank": ADAPTERS + LOW_RANK, "alpha": ADAPTERS, "dropout": ADAPTERS, "plus": ADAPTERS, "target_modules": ADAPTERS,
              "variant": ADAPTERS, "quantization": ("qlora",), "double_quantization": ("qlora",), "layers": ("freeze",)}  # fmt: skip

@@ -53,6 +53,44 @@ def test_options_reach_the_fields_they_name(run: Run, dataset: str) -> None:
     assert job["validation"]["fraction"] == 0.1
 
 
+def test_what_is_watched_mixed_in_and_measured_can_be_said(run: Run, dataset: str) -> None:
+    options = {
+        "--validation": dataset, "--validate-every": 5, "--patience": 2, "--replay": dataset, "--replay-fraction": 0.2,
+        "--memory-gb": 0.5, "--gpus": 0, "--variant": "rslora", "--template-argument": "tone=dry",
+    }  # fmt: skip
+    words = [word for pair in options.items() for word in pair]
+    job = json.loads(run("jobs", "create", "demo-base", dataset, *words, "--no-scorecard", "--json").stdout)
+    expected = {"dataset": dataset, "fraction": None, "seed": None, "every": 5, "patience": 2, "keep": "best"}
+    assert job["validation"] == expected
+    assert (job["replay"], job["check"]["scorecard"]) == ({"dataset": dataset, "fraction": 0.2}, False)
+    assert (job["resources"], job["method"]["variant"]) == ({"gpus": 0, "memory_gb": 0.5}, "rslora")
+    assert job["template_arguments"] == {"tone": "dry"}
+    assert "validation.every" in run("jobs", "create", "demo-base", dataset, "--validate-every", "now").stderr
+    kept = (
+        "--validation-fraction",
+        0.1,
+        "--keep",
+        "best",
+        "--validate-every",
+        "epoch",
+        "--method",
+        "freeze",
+        "--layers",
+        1,
+    )
+    job = json.loads(run("jobs", "create", "demo-base", dataset, *kept, "--json").stdout)
+    assert (job["validation"]["keep"], job["validation"]["every"], job["method"]["layers"]) == ("best", "epoch", 1)
+
+
+def test_rewards_are_named(run: Run, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"{i}?", "reference": str(i)}) + "\n" for i in range(4)))
+    id = json.loads(run("datasets", "add", prompts, "--json").stdout)["id"]
+    rewards = ("--reward", "exact_match", "--reward", "json_valid")
+    job = json.loads(run("jobs", "create", "demo-base", id, "--stage", "rl", *rewards, "--json").stdout)
+    assert [each["type"] for each in job["hyperparameters"]["reward"]] == ["exact_match", "json_valid"]
+
+
 def test_options_go_over_a_spec_file(run: Run, dataset: str, tmp_path: Path) -> None:
     spec = tmp_path / "job.json"
     spec.write_text(json.dumps({"base_model": "demo-base", "dataset": dataset, "method": {"rank": 2, "alpha": 3}}))

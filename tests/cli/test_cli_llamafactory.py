@@ -134,10 +134,11 @@ def test_every_part_has_its_place(
             "use_badam": True, "mask_history": True, "lr_scheduler_type": "polynomial", "val_size": 500,
             "quantization_bit": 2, "finetuning_type": "oft", "a_new_key": 3, "galore_proj_type": "left",
             "mixture_of_depths": "convert", "load_best_model_at_end": True, "early_stopping_steps": 3,
-            "metric_for_best_model": "accuracy", "flash_attn": "fa9",
+            "metric_for_best_model": "accuracy", "flash_attn": "fa9", "freeze_extra_modules": "embed_tokens",
         }.items()),
         ({"use_dora": True, "pissa_init": True}, "dora and pissa"),
         ({"bf16": True, "fp16": True}, "bf16 and fp16"),
+        ({"finetuning_type": "freeze", "freeze_trainable_layers": -2}, "freeze_trainable_layers -2"),
         ({"use_galore": True}, "use_galore with finetuning_type lora"),
         ({"use_galore": True, "use_apollo": True, "finetuning_type": "full"}, "use_galore and use_apollo"),
     ],
@@ -145,6 +146,21 @@ def test_every_part_has_its_place(
 def test_what_has_no_counterpart_is_named(config: dict[str, Any], said: str) -> None:
     with pytest.raises(Failure, match=said):
         body_of(given(**config))
+
+
+def test_ppo_becomes_reinforcement_learning_where_a_reward_model_is_named() -> None:
+    config = given(stage="ppo", reward_model="saves/reward", cutoff_len=512, max_new_tokens=128, top_k=0, ppo_epochs=4)
+    with pytest.raises(Failure, match="stage ppo") as refused:
+        body_of(config)
+    assert "--reward-model" in str(refused.value.hint)
+    body = body_of(config, "judge")
+    job = JobCreate.model_validate(body | {"base_model": "a", "dataset": "ds_b"})
+    assert (job.stage, body["hyperparameters"]["reward"]) == ("rl", [{"type": "model", "model": "judge"}])
+    asked = {"max_length": 640, "max_new_tokens": 128, "temperature": 0.95, "batch_size": 8}
+    assert asked.items() <= body["hyperparameters"].items()
+    with pytest.raises(Failure, match=r"top_p: 0\.9"):
+        body_of(config | {"top_p": 0.9}, "judge")
+    assert not {"temperature", "max_new_tokens", "reward"} & body_of(given(max_new_tokens=8))["hyperparameters"].keys()
 
 
 def test_when_it_validates_and_what_follows_from_it() -> None:

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import GenerationConfig
 
-from worker.trainer.base import attend, autocast
+from worker.trainer.base import attend
 from worker.trainer.depths import has_routers
+from worker.trainer.precision import autocast
 
 Tokens = NDArray[np.int32]
 

@@ -20,7 +20,6 @@ from worker.trainer.data.kinds import examples
 from worker.trainer.data.render import Example, Plan
 from worker.trainer.data.rows import Item
 from worker.trainer.general_texts import TEXTS
-from worker.trainer.precision import autocast
 from worker.trainer.stages import STAGES, Stage
 from worker.trainer.stages.texts import Batch
 from worker.trainer.validating import measure
