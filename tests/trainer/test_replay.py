@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.jobs.combinations import STAGES
 from tests.trainer.conftest import Run, chat, write_rows
 from tests.trainer.test_run import of_type
 from worker.trainer.data.rows import draw
@@ -48,6 +50,17 @@ def test_the_same_rows_are_drawn_each_time_and_others_by_another_seed(general: s
     assert draw(general, 10, 1) == draw(general, 10, 1) != draw(general, 10, 2)
     assert len(draw(general, 10, 1)) == 10
     assert draw(general, 100, 1) == set(range(60))
+
+
+@pytest.mark.parametrize("stage", ["pt", "dpo", "kto", "rm", "rl"])
+def test_it_goes_with_every_stage(train: Run, rows_of: Callable[[str], str], stage: str) -> None:
+    rows = rows_of(STAGES[stage].rows)
+    changes = {"rl": {"reward": "json_valid", "max_new_tokens": 4, "group_size": 2}}.get(stage, {})
+    settings = {"batch_size": 4, "max_steps": 2, **changes}
+    events = mixed(train, rows, 0.25, stage=stage, rows=rows, hyperparameters=settings)
+    (started,) = of_type(events, "started")
+    assert started["replay_rows"] == round(started["rows"] / 3)
+    assert len(of_type(events, "step")) == 2
 
 
 def test_what_is_mixed_in_is_not_forgotten(train: Run, general: str, tmp_path: Path) -> None:
