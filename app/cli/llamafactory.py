@@ -351,7 +351,15 @@ def _drawn(config: Config) -> Config:
 
 
 # Each adds what follows of several keys.
-RULES: tuple[Callable[[Config], Config], ...] = (_method, _batches, _schedule, _validation, _precision, _packing, _drawn)
+RULES: tuple[Callable[[Config], Config], ...] = (
+    _method,
+    _batches,
+    _schedule,
+    _validation,
+    _precision,
+    _packing,
+    _drawn,
+)
 # Field → the stages or methods that have it: LLaMA-Factory does not mind a key that another one would read.
 OF_STAGE = {"loss": ("dpo",), "beta": ("dpo", "kto"), "simpo_gamma": ("dpo",), "neftune_alpha": ("sft",), "packing": ("sft", "pt"),
             "desirable_weight": ("kto",), "undesirable_weight": ("kto",), "temperature": ("rl",)}  # fmt: skip
