@@ -41,20 +41,19 @@ SHAPES: dict[str, dict[str, Any]] = {
     "within an epoch": {
         "method": {"dropout": 0.1}, "validation": {"fraction": 0.1}, "hyperparameters": {"epochs": 1.5, "checkpoint_every": 2}
     },
-    "ended early": {
-        "method": {"dropout": 0.1}, "validation": {"fraction": 0.1, "every": 1, "patience": 3},
-        "hyperparameters": {"epochs": 4, "learning_rate": 0.2, "scheduler": "constant"}
-    },
     "packed": {
         "method": {"dropout": 0.1}, "validation": {"fraction": 0.1}, "hyperparameters": {"packing": True, "checkpoint_every": 2}
     },
     "few checkpoints": {"method": {"dropout": 0.1}, "hyperparameters": {"epochs": 3, "checkpoint_every": 1000}},
 }  # fmt: skip
-# Its validations soon get worse.
-BEST = "the best of many"
+# Their validations soon get worse.
+BEST, EARLY = "the best of many", "ended early"
 SHAPES[BEST] = {
     "method": {"dropout": 0.1}, "validation": {"dataset": "ds_other", "every": 2, "keep": "best"},
     "hyperparameters": {"epochs": 2, "checkpoint_every": 3},
+}  # fmt: skip
+SHAPES[EARLY] = {
+    "method": {"dropout": 0.1}, "validation": {"dataset": "ds_other", "every": 1, "patience": 3}, "hyperparameters": {"epochs": 4},
 }  # fmt: skip
 # Mixes rows of another file in: here of the same one.
 MIXED = "general rows mixed in"
@@ -95,9 +94,9 @@ def assert_same(found: Course, expected: Course) -> None:
 
 def assert_interesting(shape: str, whole: Course) -> None:
     """The outcome is not simply the last step's where it is to be the best one's."""
-    if shape in (BEST, "ended early"):
+    if shape in (BEST, EARLY):
         assert whole.last["best_step"] < whole.last["step"]
-        assert whole.last["stopped_early"] is (shape == "ended early")
+        assert whole.last["stopped_early"] is (shape == EARLY)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -112,7 +111,7 @@ def test_killed_at_any_event_it_goes_on_as_if_nothing_had_been(
     if shape == FURTHER:
         undisturbed(make_spec(hyperparameters={"max_steps": 4}), tmp_path / "before")
         spec = spec.model_copy(update={"adapter": str(tmp_path / "before/adapter")})
-    if shape == BEST:
+    if shape in (BEST, EARLY):
         spec = spec.model_copy(update={"validation_rows": contrary(tmp_path / "contrary.parquet")})
     if shape == MIXED:
         spec = spec.model_copy(update={"replay_rows": spec.rows})
@@ -178,10 +177,10 @@ def test_it_goes_on_with_the_micro_batches_that_memory_had_left_it(
     assert [event["differences"] for event in events if event["type"] == "started"] == [[]]
 
 
-@pytest.mark.parametrize("shape", ["validation", "within an epoch", BEST, "ended early"])
+@pytest.mark.parametrize("shape", ["validation", "within an epoch", BEST, EARLY])
 def test_asked_to_stop_it_goes_on_from_that_very_step(make_spec: Make, tmp_path: Path, shape: str) -> None:
     spec = make_spec(**SHAPES[shape])
-    if shape == BEST:
+    if shape in (BEST, EARLY):
         spec = spec.model_copy(update={"validation_rows": contrary(tmp_path / "contrary.parquet")})
     expected, events = undisturbed(spec, tmp_path / "whole")
     assert_interesting(shape, expected)

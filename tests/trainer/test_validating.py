@@ -12,9 +12,6 @@ from tests.trainer.conftest import Run, chat, contrary, write_rows
 from tests.trainer.test_run import of_type
 from worker.trainer.failures import Failure
 
-# A rate at which the loss on other rows soon rises again.
-HOT = {"epochs": 4, "learning_rate": 0.2, "scheduler": "constant"}
-
 
 def weights(folder: Path) -> bytes:
     return (folder / "adapter/adapter_model.safetensors").read_bytes()
@@ -61,20 +58,22 @@ def test_the_best_is_the_outcome_where_it_is_to_be_kept(train: Run, tmp_path: Pa
 
 
 def test_the_last_is_the_outcome_by_default(train: Run, tmp_path: Path) -> None:
-    train(hyperparameters=HOT, validation={"fraction": 0.1, "every": 1})
+    train(hyperparameters={"epochs": 4}, validation={"fraction": 0.1, "every": 1})
     out = tmp_path / "out"
     assert weights(out) == weights(out / "checkpoints/step-20")
     assert not list(out.glob("checkpoints/*/best"))
 
 
 def test_training_ends_when_the_loss_falls_no_more(train: Run, tmp_path: Path) -> None:
-    events = train(hyperparameters=HOT, validation={"fraction": 0.1, "every": 1, "patience": 3})
+    validation = {"dataset": "ds_other", "every": 1, "patience": 3}
+    others = contrary(tmp_path / "contrary.parquet")
+    events = train(hyperparameters={"epochs": 4}, validation=validation, validation_rows=others)
     losses = {event["step"]: event["loss"] for event in of_type(events, "validation")}
     (early,) = of_type(events, "stopped_early")
     best = early["best_step"]
     assert list(losses) == list(range(1, best + 4))
     assert min(losses.values()) == losses[best] == early["loss"]
-    assert early["step"] == len(of_type(events, "step")) == best + 3 < 20
+    assert early["step"] == len(of_type(events, "step")) == best + 3 < 24
     result = json.loads((tmp_path / "out/manifest.json").read_text())["result"]
     assert (result["stopped_early"], result["steps"]) == (True, best + 3)
     assert weights(tmp_path / "out") == weights(tmp_path / f"out/checkpoints/step-{best}")
