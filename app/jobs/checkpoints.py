@@ -124,10 +124,7 @@ def _adopt(session: Session, model: Model) -> None:
     try:  # before anything is held
         manifest = read_manifest(checkpoint.key)
         spec = JobSpec.model_validate(manifest["spec"])
-        way = served(spec.stage, spec.method).mode
         weights: Literal["adapter", "merged"] = "adapter" if isinstance(spec.method, Lora | Qlora) else "merged"
-        if way == "adapter":
-            _require_rank(id, spec)
         written = storage.fetch_folder(f"{checkpoint.key}/{weights}") / "chat_template.jinja"
         template = (
             written.read_text(encoding="utf-8") if written.is_file() else None
@@ -152,23 +149,18 @@ def _adopt(session: Session, model: Model) -> None:
             code="model_not_found",
             hint="What is made of a checkpoint is served with the base model that it was trained on.",
         )
-    model.kind = kind_of(spec, "adapter" if way == "adapter" else "merged")
-    model.status = "ready" if weights == way else "merging"
+    way = _way(spec)
+    model.kind, model.status = kind_of(spec, way), "ready" if weights == way else "merging"
     model.base_model, model.chat_template, model.job_id = base, template, checkpoint.job_id
     model.location = f"{checkpoint.key}/{weights}"
     model.facts = facts_of(base, spec, manifest, checkpoint.bytes)
 
 
-def _require_rank(id: str, spec: JobSpec) -> None:
-    """Raises `InvalidValue` where the engines do not load an adapter of the checkpoint's rank."""
-    assert isinstance(spec.method, Lora | Qlora)
-    rank, cap = spec.method.saved().rank, get_settings().max_lora_rank
-    if rank > cap:
-        raise InvalidValue(
-            f"The checkpoint {id} has rank {rank}, above {cap}, the largest that the engines serve.",
-            param="source",
-            hint="Set BURNISH_MAX_LORA_RANK.",
-        )
+def _way(spec: JobSpec) -> Literal["adapter", "merged"]:
+    """How the engines serve what is made of a checkpoint."""
+    if served(spec.stage, spec.method).mode != "adapter" or not isinstance(spec.method, Lora | Qlora):
+        return "merged"
+    return "adapter" if spec.method.saved().rank <= get_settings().max_lora_rank else "merged"
 
 
 def _not_found(id: str) -> NotFound:

@@ -204,7 +204,6 @@ def test_what_cannot_be_served_is_refused_in_words(client: httpx.Client, job: Jo
     for field in ({"chat_template": "chatml"}, {"template_arguments": {"a": 1}}):
         assert refusal(serve(client, id, name, **field), 422, "invalid_value")["param"] in field
     refusal(serve(client, id, "demo-base"), 409, "name_taken")
-    assert "rank 128" in refusal(serve(client, keep(job, 20, rank=128), name), 422, "invalid_value")["message"]
     id = keep(job, 30)
     storage.delete_folder(checkpoints.storage_key(job, 30))
     refusal(serve(client, id, name), 422, "invalid_value")
@@ -266,6 +265,13 @@ def test_what_no_engine_loads_as_an_adapter_is_merged(
     client.delete(f"/models/{name}").raise_for_status()
     assert (folder.exists(), stored_of(job)) == (False, before)
     assert not merge_next(Slots([], 1), threading.Event())
+
+
+def test_an_adapter_whose_rank_no_engine_takes_is_merged_too(client: httpx.Client, job: Job) -> None:
+    answer = serve(client, keep(job, 10, rank=128), f"a-{job.id[-8:]}")
+    assert (answer.status_code, answer.json()["status"], answer.json()["kind"]) == (202, "merging", "merged")
+    client.delete(f"/models/{answer.json()['name']}").raise_for_status()
+    assert stored(job) == {"1-10"}
 
 
 def test_what_cannot_be_merged_says_why_and_gives_its_checkpoint_back(client: httpx.Client, job: Job) -> None:
