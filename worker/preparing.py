@@ -46,10 +46,10 @@ class ShuttingDown(Exception):
     """The worker is asked to end."""
 
 
-def waiting(now: datetime, *states: str) -> ColumnElement[bool]:
-    """Which models of these states wait at `now` (the database's clock): nobody holds them, or nobody does any more."""
+def waiting(now: datetime, status: str) -> ColumnElement[bool]:
+    """Which models of this state wait at `now` (the database's clock): nobody holds them, or nobody does any more."""
     free = or_(Model.lease_expires_at.is_(None), Model.lease_expires_at < now)
-    return and_(in_state(Model, *states), free)
+    return and_(in_state(Model, status), free)
 
 
 def prepare_next(

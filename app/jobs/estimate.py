@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.jobs.hyperparameters import Hyperparameters
-from app.jobs.methods import Apollo, Freeze, Galore, Lora, Method, Qlora
+from app.jobs.methods import Apollo, Freeze, Galore, Lora, Method, Mod, Qlora
 from app.jobs.spec import JobSpec
 
 # Padded tokens of a micro-batch: enough to keep the cores or the GPU busy, little enough for its activations to fit.
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 8192}
+
+# On a CPU texts of fewer tokens than this are learned with plain matrix products for attention (see `worker.trainer.base.attend`).
+PLAIN_ATTENTION_BELOW = 256
 
 # Bytes that a quantised weight takes with its scales: nf4 and fp4 have one in fp32 for each 64 weights, quantised once more
 # with double quantisation; int8 one for each row.
@@ -33,6 +36,7 @@ class Shape:
     layers: int
     hidden: int
     intermediate: int
+    heads: int
     queries: int
     keys: int
     vocabulary: int
@@ -78,6 +82,7 @@ def shape_of(config: dict[str, Any], parameters: int, bytes: int) -> Shape | Non
         layers=layers,
         hidden=hidden,
         intermediate=size("intermediate_size", "n_inner", default=4 * hidden),
+        heads=heads,
         queries=heads * width,
         keys=size("num_key_value_heads", default=heads) * width,
         vocabulary=vocabulary,
@@ -98,6 +103,8 @@ def trainable(shape: Shape, method: Method) -> int:
             return method.rank * shape.layers * sum(_widths(shape, method))
         case Freeze():
             return (shape.parameters - shape.embeddings) * method.layers // shape.layers
+        case Mod():
+            return shape.parameters + shape.layers // 2 * shape.hidden
         case _:
             return shape.parameters
 
@@ -147,13 +154,16 @@ def memory(
         tokens //= 2  # a row's other text is only compared with
     # Their logarithms and the gradients of those in fp32; the gradients of the logits themselves, with their padding.
     logits = 0 if spec.stage == "rm" else int(tokens * loss_share) * shape.vocabulary * (8 + 4 * size)
+    # Weights of attention are kept where it is made of plain products: in fp32, and in bfloat16 to be multiplied with.
+    is_plain = device == "cpu" and longest < PLAIN_ATTENTION_BELOW and not isinstance(method, Mod)
+    attended = shape.heads * longest * (6 if size == 2 else 4) if is_plain else 0
     # Weights in fp32 that are trained are copied to be multiplied with.
     copies = 2 * trained if size == 2 and not isinstance(method, Lora | Qlora) else 0
     return Memory(
         weights=_weights(shape, method, settings, size) + (4 * trained if isinstance(method, Lora | Qlora) else 0),
         gradients=4 * trained,
         optimizer=_optimizer(shape, method, trained),
-        activations=_activations(shape, method, settings, tokens, size) + logits + copies,
+        activations=_activations(shape, method, settings, tokens, size, attended) + logits + copies,
     )
 
 
@@ -168,21 +178,32 @@ def _weights(shape: Shape, method: Method, settings: Hyperparameters, size: int)
     return 4 * shape.parameters
 
 
-def _activations(shape: Shape, method: Method, settings: Hyperparameters, tokens: int, size: int) -> int:
-    """What a forward keeps for its backward of a block of norms, attention whose weights are not kept, and a gated layer."""
+def _activations(shape: Shape, method: Method, settings: Hyperparameters, tokens: int, size: int, attended: int) -> int:
+    """What a forward keeps for its backward of a block of norms, attention, of whose weights so many bytes a token are kept, and a
+    gated layer."""
     is_adapter = isinstance(method, Lora | Qlora)
-    norms = (
-        8 * shape.hidden * (1 if is_adapter else 2)
-    )  # what goes in, in fp32; and what comes out where the norm learns
-    attention = (
-        shape.hidden + 5 * shape.queries
-    )  # its input; queries, keys and values of each head; what comes out, twice
-    gated = shape.hidden + 4 * shape.intermediate  # its input; both its halves, the first activated, and their product
-    block = norms + size * (attention + gated)
+    # Where what norms make is in fp32, each layer of five that read it (and not two) keeps a copy of its own in bfloat16.
+    reads = 2 if size == 4 or isinstance(method, Lora) else 5
+    # A layer of 4 bits answers in fp32 whatever it computes in, and what is between the halves of a gated layer stays so.
+    wide = 4 if isinstance(method, Qlora) and method.quantization != "int8" else size
+    # What goes in, in fp32; and what comes out where the norm learns.
+    norms = 8 * shape.hidden * (1 if is_adapter else 2)
+    # Queries, keys and values of each head; what comes out, twice.
+    attention = 5 * shape.queries
+    # Both its halves, the first activated, and their product, which a layer reads.
+    gated = (3 * wide + size) * shape.intermediate
+    block = norms + size * (reads * shape.hidden + attention) + attended + gated
     if isinstance(method, Lora | Qlora) and method.dropout:
         # Each adapter's own input, and a mask.
-        block += (size + 1) * (5 * shape.hidden + shape.queries + shape.intermediate)
+        own = 4 if wide > size else size + 1
+        block += own * (5 * shape.hidden + shape.queries + shape.intermediate)
     layers = method.layers if isinstance(method, Freeze) else shape.layers
     if settings.gradient_checkpointing:
         return tokens * (layers * size * shape.hidden + 2 * block)
+    if isinstance(method, Mod):
+        # Every second block has some of the tokens, taken out and put back in fp32; of all of them it keeps what its router reads,
+        # and the norm before.
+        routed = layers // 2
+        some = 12 * shape.hidden + method.capacity * (block + 8 * shape.hidden)
+        return int(tokens * ((layers - routed + 1) * block + routed * some))
     return tokens * (layers + 1) * block  # one more for the gradients on their way

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -26,6 +26,15 @@ from app.workers.service import alive
 _JOBS = 100
 
 
+class _Speed(NamedTuple):
+    """What so many jobs trained on, and in how many seconds of steps; `rows` are answers where they are drawn."""
+
+    jobs: int
+    tokens: int
+    rows: int
+    seconds: float
+
+
 def plan(project_id: str, request: JobCreate) -> PlanOut:
     """What the job would take. Blocks for as long as its rows are rendered.
 
@@ -45,11 +54,11 @@ def plan(project_id: str, request: JobCreate) -> PlanOut:
     with reading() as session:
         base = ready_base(session, project_id, job.base_model_id)
         on_gpu = _on_gpu(session, job)
-        speed, speeds = _speed(session, project_id, job)
+        speed = _speed(session, project_id, job)
     tokens, items = _tokens(spec, counted, mixed_in)
     steps = estimate.count_steps(items, spec.hyperparameters)
     tokens.in_all = round(tokens.per_epoch * steps * spec.hyperparameters.rows_per_step / max(items, 1))
-    seconds, reason = _seconds(spec, tokens, speed, speeds, job)
+    seconds, reason = _seconds(spec, tokens, steps, speed, job)
     planned = job_out(job, None).model_dump()
     return PlanOut(
         job=PlannedJob.model_validate({name: planned[name] for name in PlannedJob.model_fields}),
@@ -125,19 +134,22 @@ def _on_gpu(session: Session, job: Job) -> bool:
     return any(worker.gpus for worker in alive(session, "training"))
 
 
-def _speed(session: Session, project_id: str, job: Job) -> tuple[float, int]:
-    """Tokens a second of the newest jobs of the project that trained the same base model by the same method and stage, and how
-    many they are."""
+def _speed(session: Session, project_id: str, job: Job) -> _Speed:
+    """That of the newest jobs of the project that trained the same base model by the same method and stage."""
     query = select(Job).where(Job.project_id == project_id, Job.base_model_id == job.base_model_id)
-    tokens, seconds, jobs = 0, 0.0, 0
+    found = _Speed(0, 0, 0, 0.0)
     for other in session.scalars(query.order_by(Job.id.desc()).limit(_JOBS)):
         alike = _kind(other) == _kind(job)
         ran = [attempt for attempt in other.attempts if attempt.step_seconds > 0]
         if alike and ran:
-            jobs += 1
-            tokens += sum(attempt.tokens for attempt in ran)
-            seconds += sum(attempt.step_seconds for attempt in ran)
-    return tokens / seconds if jobs else 0.0, jobs
+            a_step = int(other.spec["hyperparameters"]["batch_size"])
+            found = _Speed(
+                jobs=found.jobs + 1,
+                tokens=found.tokens + sum(attempt.tokens for attempt in ran),
+                rows=found.rows + a_step * sum(attempt.steps for attempt in ran),
+                seconds=found.seconds + sum(attempt.step_seconds for attempt in ran),
+            )
+    return found
 
 
 def _kind(job: Job) -> tuple[str, str, int]:
@@ -145,13 +157,18 @@ def _kind(job: Job) -> tuple[str, str, int]:
     return job.spec["stage"], job.spec["method"]["type"], job.gpus or 1
 
 
-def _seconds(spec: JobSpec, tokens: PlannedTokens, speed: float, jobs: int, job: Job) -> tuple[float | None, str]:
+def _seconds(spec: JobSpec, tokens: PlannedTokens, steps: int, speed: _Speed, job: Job) -> tuple[float | None, str]:
     what = f"{spec.stage} of '{job.base_model_name}' by method '{spec.method.type}'"
-    if isinstance(spec.hyperparameters, Reinforcement):
-        return None, "How long it takes depends on the answers that are drawn."
-    if not speed:
+    if not speed.jobs:
         return None, f"No job of this project has trained yet that is {what}, so there is no speed to go by."
-    return round(tokens.in_all / speed, 1), (
-        f"By the {speed:.0f} tokens a second of {jobs} earlier {'job' if jobs == 1 else 'jobs'}: {what}. Loading, validation and "
-        "deployment come on top."
+    earlier = f"{speed.jobs} earlier {'job' if speed.jobs == 1 else 'jobs'}: {what}"
+    if isinstance(spec.hyperparameters, Reinforcement):
+        answers, each = steps * spec.hyperparameters.batch_size, speed.seconds / speed.rows
+        return round(answers * each, 1), (
+            f"By the {each:.2g} seconds that each answer took in {earlier}. It takes longer where answers are, and nobody knows "
+            "yet how long they will be. Loading, validation and deployment come on top."
+        )
+    rate = speed.tokens / speed.seconds
+    return round(tokens.in_all / rate, 1), (
+        f"By the {rate:.0f} tokens a second of {earlier}. Loading, validation and deployment come on top."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 import httpx
@@ -9,10 +10,11 @@ import pytest
 
 from app.jobs import attempts, estimate
 from app.jobs.hyperparameters import Supervised
-from app.jobs.methods import Apollo, Freeze, Full, Galore, Lora, Method, Qlora
+from app.jobs.methods import Apollo, Freeze, Full, Galore, Lora, Method, Mod, Qlora
 from app.jobs.spec import JobSpec
 from app.kit.database import writing
 from app.models.chat_templates import text_of
+from tests.datasets.helpers import jsonl
 from tests.jobs.test_create import REFUSALS
 
 LLAMA_2_7B = {
@@ -84,6 +86,38 @@ def test_the_time_comes_from_jobs_that_ran(client: httpx.Client, dataset: str) -
     assert "25 tokens a second of 1 earlier job" in known["seconds_reason"]
 
 
+def test_how_long_drawn_answers_take_comes_from_answers_that_were_drawn(client: httpx.Client) -> None:
+    rows = [{"prompt": f"{secrets.token_hex(4)}?", "reference": "a"} for _ in range(8)]
+    prompts = client.post("/datasets", content=jsonl(rows)).raise_for_status().json()["id"]
+    body = {
+        "stage": "rl",
+        "method": {"type": "freeze", "layers": 1},
+        "hyperparameters": {"batch_size": 16, "max_steps": 3},
+    }
+    assert "no speed to go by" in dry_run(client, prompts, **body).json()["seconds_reason"]
+    job = {"base_model": "demo-base", "dataset": prompts, "priority": 100} | body
+    client.post("/jobs", json=job).raise_for_status()
+    claimed = attempts.claim("here")
+    assert claimed is not None
+    step = {
+        "type": "step",
+        "loss": 1.0,
+        "tokens": 500,
+        "seconds": 4.0,
+        "epoch": 0.5,
+        "tokens_per_second": 1,
+        "eta_seconds": 1,
+    }
+    with writing() as session:
+        row = attempts.hold(session, claimed)
+        attempts.record(session, row, [step | {"step": 1}, step | {"step": 2}])
+        attempts.fail(session, row, "trainer_error", "It broke.")
+    known = dry_run(client, prompts, **body | {"hyperparameters": {"batch_size": 32, "max_steps": 3}}).json()
+    assert known["steps"] == 3
+    assert known["seconds"] == pytest.approx(3 * 32 * 8 / 32)
+    assert "0.25 seconds that each answer took in 1 earlier job" in known["seconds_reason"]
+
+
 def test_an_idempotency_key_is_not_used_up(client: httpx.Client, dataset: str) -> None:
     body, headers = {"base_model": "demo-base", "dataset": dataset}, {"Idempotency-Key": f"dry {dataset}"}
     for _ in range(2):
@@ -101,16 +135,17 @@ def test_the_weights_that_an_adapter_has_are_those_that_peft_counts() -> None:
 
 @pytest.mark.parametrize(
     ("method", "gigabytes"),
-    # As LLaMA-Factory's README has them for 7 B. Its 120 are for weights in bf16 with a copy in fp32.
+    # As LLaMA-Factory's README has them for 7 B; its jobs compute activations again. Its 120 are for weights in bf16 with a copy in
+    # fp32.
     [(Lora(), 16), (Qlora(quantization="int8"), 10), (Qlora(), 6), (Full(), 120)],
 )
 def test_estimates_are_near_those_that_are_published(method: Method, gigabytes: float) -> None:
     shape = estimate.shape_of(LLAMA_2_7B, PARAMETERS, 2 * PARAMETERS)
     assert shape is not None
-    spec = JobSpec(method=method, hyperparameters=Supervised(batch_size=1))
+    spec = JobSpec(method=method, hyperparameters=Supervised(batch_size=1, gradient_checkpointing=True))
     trained = estimate.trainable(shape, method)
     memory = estimate.memory(spec, shape, trained=trained, longest=512, loss_share=0.5, device="cuda", compute_bytes=2)
-    assert memory.total / 1e9 == pytest.approx(gigabytes, rel=0.35)
+    assert memory.total / 1e9 == pytest.approx(gigabytes, rel=0.2)
 
 
 def test_what_is_not_kept_or_not_trained_takes_less() -> None:
@@ -124,9 +159,12 @@ def test_what_is_not_kept_or_not_trained_takes_less() -> None:
             spec, shape, trained=trained, longest=2048, loss_share=0.5, device="cuda", compute_bytes=2
         ).total
 
-    assert total(Qlora()) < total(Lora()) < total(Freeze(layers=8)) < total(Full())
+    again = {"gradient_checkpointing": True}  # else what is kept for the backward pass is most of it
+    assert total(Qlora(), **again) < total(Qlora(quantization="int8"), **again) < total(Lora(), **again)
+    assert total(Lora()) < total(Freeze(layers=8)) < total(Full())
     assert total(Lora(), gradient_checkpointing=True) < 0.6 * total(Lora())
     assert total(Lora()) < total(Lora(dropout=0.1))
+    assert total(Mod(type="mod")) < total(Mod(type="mod", capacity=1)) - 4e9
     assert total(Apollo()) < total(Galore()) < total(Full()) - 6 * PARAMETERS
     assert estimate.shape_of({"model_type": "another"}, 1, 1) is None
 

@@ -9,13 +9,21 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from app.jobs import estimate
 from app.jobs.combinations import STAGES as KINDS
+from app.jobs.hyperparameters import Precision, Supervised
+from app.jobs.methods import Full, Lora, Method, Mod, Qlora
+from app.jobs.spec import JobSpec
 from tests.trainer.conftest import Run
 from tests.trainer.memory import limit
 from tests.trainer.rows_of_the_table import METHODS, STAGES, job
+from worker.trainer import precision
+from worker.trainer.base import Base, attend
 from worker.trainer.failures import of_the_machine
+from worker.trainer.methods import METHODS as METHOD_MODULES
 
 SHAPES: dict[str, dict[str, Any]] = {
     "sft": {"method": {"dropout": 0.2, "plus": 4}, "hyperparameters": {"neftune_alpha": 5}},
@@ -106,3 +114,55 @@ def test_a_single_row_that_does_not_fit_ends_the_run(train: Run, monkeypatch: py
     cause = of_the_machine(caught.value)
     assert cause is not None
     assert cause.code == "out_of_memory"
+
+
+FORWARDS: dict[str, Method] = {
+    "lora": Lora(), "dropout": Lora(dropout=0.1), "nf4": Qlora(), "int8": Qlora(quantization="int8"), "full": Full(type="full"),
+    "mod": Mod(type="mod"), "mod of all": Mod(type="mod", capacity=1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", ["fp32", "bf16"])
+@pytest.mark.parametrize("width", [128, 512])
+@pytest.mark.parametrize("name", FORWARDS)
+def test_what_a_forward_keeps_is_what_the_estimate_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, width: int, asked: Precision
+) -> None:
+    method = FORWARDS[name]
+    monkeypatch.setattr(precision, "_asked", asked)
+    config = Qwen2Config(
+        vocab_size=32, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=2
+    )  # fmt: skip
+    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    own = METHOD_MODULES[method.type]
+    model = own.prepare(own.load_base(Base(str(tmp_path)), method), method).train()
+    ids = torch.randint(32, (2, width))
+    there = {part.untyped_storage().data_ptr() for part in (*model.parameters(), *model.buffers())}
+    kept = dict[int, int]()
+
+    def note(part: torch.Tensor) -> torch.Tensor:
+        storage = part.untyped_storage()
+        if storage.data_ptr() not in there:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return part
+
+    attend(model, width)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda part: part), precision.autocast(torch.device("cpu")):
+        made = model(input_ids=ids, use_cache=False, logits_to_keep=1)
+    assert made.logits.requires_grad
+    parameters = sum(weight.numel() for weight in Qwen2ForCausalLM(config).parameters())
+    shape = estimate.shape_of(config.to_dict(), parameters, 2 * parameters)
+    assert shape is not None
+    spec = JobSpec(method=method, hyperparameters=Supervised(batch_size=2, precision=asked))
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    said = estimate.memory(
+        spec,
+        shape,
+        trained=trained,
+        longest=width,
+        loss_share=0.0,
+        device="cpu",
+        compute_bytes=precision.compute_dtype().itemsize,
+    ).activations
+    # Of five blocks one is for the gradients on their way.
+    assert said * 4 / 5 == pytest.approx(sum(kept.values()), rel=0.12)

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
 from transformers.utils import is_flash_attn_2_available
 
+from app.jobs.estimate import PLAIN_ATTENTION_BELOW
 from worker.trainer.failures import unreadable_model
 from worker.trainer.precision import compute_dtype
 
@@ -90,10 +91,6 @@ def accepts(model: torch.nn.Module, argument: str) -> bool:
     return argument in inspect.signature(_inner(model).forward).parameters
 
 
-# On a CPU the backward pass of torch's fused attention costs short texts more than plain matrix products do: with 4 heads of 64
-# in bfloat16, both passes took 17 ms at 70 tokens and 24 at 128 where plain ones took 3 and 8; from 256 on it is the faster.
-_PLAIN_ATTENTION_BELOW = 256
-
 FLASH = "flash_attention_2"  # transformers' name of the package flash_attn's
 
 
@@ -121,7 +118,9 @@ def attend(model: torch.nn.Module, width: int) -> None:
     since what is computed again in a backward pass must be what was computed; so each forward pass is to say its own."""
     inner = _inner(model)
     if _switches_attention(model):
-        wanted = "eager" if inner.device.type == "cpu" and width < _PLAIN_ATTENTION_BELOW else "sdpa"
+        # On a CPU the backward pass of torch's fused attention costs short texts more than plain matrix products do: with 4 heads
+        # of 64 in bfloat16, both passes took 17 ms at 70 tokens and 24 at 128 where plain ones took 3 and 8.
+        wanted = "eager" if inner.device.type == "cpu" and width < PLAIN_ATTENTION_BELOW else "sdpa"
         if inner.config._attn_implementation != wanted:
             inner.set_attn_implementation(wanted)
 
