@@ -41,6 +41,9 @@ ON_ONE_GPU = {
 }
 
 
+# What can be sharded: methods that change all weights, and stages of which each text is passed through once.
+SHARDED_STAGES, SHARDED_METHODS = ("sft", "pt"), ("full",)
+
 # The families (`model_type`) of which it was shown that texts in a packed row say what they say alone.
 PACKED_FAMILIES = ("gemma2", "gemma3_text", "glm", "glm4", "llama", "mistral", "phi3", "qwen2", "qwen3")
 

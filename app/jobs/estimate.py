@@ -143,10 +143,19 @@ def _optimizer(shape: Shape, method: Method, trained: int) -> int:
 
 
 def memory(
-    spec: JobSpec, shape: Shape, *, trained: int, longest: int, loss_share: float, device: str, compute_bytes: int
+    spec: JobSpec,
+    shape: Shape,
+    *,
+    trained: int,
+    longest: int,
+    loss_share: float,
+    device: str,
+    compute_bytes: int,
+    processes: int = 1,
 ) -> Memory:
-    """The peak of a job's steps: `trained` weights change, its longest text has so many tokens, of all tokens so large a share is
-    predicted, and matrix products are done on a `cpu` or `cuda` device in numbers of 2 bytes, or else of 4."""
+    """The peak of a job's steps, in each of its processes: `trained` weights change, its longest text has so many tokens, of all
+    tokens so large a share is predicted, and matrix products are done on a `cpu` or `cuda` device in numbers of 2
+    bytes, or else of 4."""
     method, settings, size = spec.method, spec.hyperparameters, compute_bytes
     texts = _TEXTS.get(spec.stage, 1)
     tokens = max(min(settings.batch_size * texts * longest, MICRO_BATCH_TOKENS[device]), texts * longest)
@@ -159,11 +168,21 @@ def memory(
     attended = shape.heads * longest * (6 if size == 2 else 4) if is_plain else 0
     # Weights in fp32 that are trained are copied to be multiplied with.
     copies = 2 * trained if size == 2 and not isinstance(method, Lora | Qlora) else 0
-    return Memory(
+    whole = Memory(
         weights=_weights(shape, method, settings, size) + (4 * trained if isinstance(method, Lora | Qlora) else 0),
         gradients=4 * trained,
         optimizer=_optimizer(shape, method, trained),
         activations=_activations(shape, method, settings, tokens, size, attended) + logits + copies,
+    )
+    if settings.sharding == "none" or processes == 1:
+        return whole
+    # Of the weights two blocks are whole at a time: the one that is computed and the one that is fetched meanwhile.
+    together = 2 * size * (shape.parameters - shape.embeddings) // shape.layers
+    return Memory(
+        weights=whole.weights // processes + max(together, size * shape.embeddings),
+        gradients=whole.gradients // processes,
+        optimizer=whole.optimizer // processes,
+        activations=whole.activations - copies,
     )
 
 

@@ -39,6 +39,9 @@ class Hyperparameters(Strict):
         False,
         description="Less memory for about a third more time: activations are computed again when they are needed.",
     )
+    sharding: Literal["none", "full"] = Field(
+        "none", description="full: several GPUs share out weights, gradients and optimiser state; each has a part."
+    )
     checkpoint_every: Annotated[int, Field(ge=1, le=10_000_000)] | Literal["auto"] = Field(
         "auto", description="Steps between checkpoints, beside those of every epoch. auto: about two minutes."
     )

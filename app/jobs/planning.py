@@ -62,7 +62,7 @@ def plan(project_id: str, request: JobCreate) -> PlanOut:
     planned = job_out(job, None).model_dump()
     return PlanOut(
         job=PlannedJob.model_validate({name: planned[name] for name in PlannedJob.model_fields}),
-        memory=_memory(spec, base, tokens, on_gpu),
+        memory=_memory(spec, base, tokens, on_gpu, job.gpus or 1),
         tokens=tokens,
         steps=steps,
         seconds=seconds,
@@ -101,7 +101,7 @@ def _mean(counted: CheckOut, in_pieces: bool) -> float:
     return (counted.tokens.total - (0 if in_pieces else counted.cut.tokens)) / max(counted.rows_checked, 1)
 
 
-def _memory(spec: JobSpec, base: Model, tokens: PlannedTokens, on_gpu: bool) -> Any:
+def _memory(spec: JobSpec, base: Model, tokens: PlannedTokens, on_gpu: bool, gpus: int) -> Any:
     facts = foundation(base).facts
     shape = estimate.shape_of(read_config(base), facts["parameters"], facts["bytes"])
     if shape is None:
@@ -115,6 +115,7 @@ def _memory(spec: JobSpec, base: Model, tokens: PlannedTokens, on_gpu: bool) -> 
         loss_share=1.0 if is_drawn else tokens.loss_share,
         device="cuda" if on_gpu else "cpu",
         compute_bytes=_compute_bytes(spec.hyperparameters.precision, on_gpu),
+        processes=gpus,
     )
     return memory_out(memory, "gpu" if on_gpu else "cpu")
 

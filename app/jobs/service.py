@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from app.datasets.tables import Dataset
 from app.jobs import attempts, checkpoints, reward_models
 from app.jobs.announcing import announce
-from app.jobs.combinations import ON_ONE_GPU
+from app.jobs.combinations import ON_ONE_GPU, SHARDED_METHODS, SHARDED_STAGES
 from app.jobs.hyperparameters import Reinforcement, auto_epochs, auto_learning_rate
 from app.jobs.lifecycle import ENDED, LIVE, add_event
 from app.jobs.rules import RULES, require_rows
@@ -106,6 +106,8 @@ def require_room(session: Session, project_id: str) -> None:
 def _require_use_of_gpus(request: JobCreate, spec: JobSpec) -> None:
     """Raises `InvalidValue` where the job could not use all of several GPUs."""
     gpus, rows = request.resources.gpus, spec.hyperparameters.rows_per_step
+    if spec.hyperparameters.sharding != "none":
+        _require_parts(gpus, spec)
     if gpus == "auto" or gpus <= 1:
         return
     for what, name in (("Stage", spec.stage), ("Method", spec.method.type)):
@@ -121,6 +123,30 @@ def _require_use_of_gpus(request: JobCreate, spec: JobSpec) -> None:
             f"A step of {rows} {'row' if rows == 1 else 'rows'} leaves some of {gpus} GPUs without any.",
             param="resources.gpus",
             hint=f"Use at most {rows}, or a larger hyperparameters.batch_size.",
+        )
+
+
+def _require_parts(gpus: int | str, spec: JobSpec) -> None:
+    """Raises `InvalidValue` where a job that is to be sharded cannot be."""
+    if spec.stage not in SHARDED_STAGES or spec.method.type not in SHARDED_METHODS:
+        raise InvalidValue(
+            f"Stage '{spec.stage}' by method '{spec.method.type}' cannot be sharded.",
+            param="hyperparameters.sharding",
+            code="unsupported",
+            hint=f"Leave it out, or use method.type {' or '.join(SHARDED_METHODS)} with stage {' or '.join(SHARDED_STAGES)}.",
+        )
+    if gpus in ("auto", 0, 1):
+        raise InvalidValue(
+            "A job is sharded among several GPUs, and this one has no more than one.",
+            param="hyperparameters.sharding",
+            hint="Give it resources.gpus, or leave sharding out.",
+        )
+    if spec.hyperparameters.precision == "fp16":
+        raise InvalidValue(
+            "A job that is sharded does not compute in fp16: each GPU would scale its gradients by itself.",
+            param="hyperparameters.precision",
+            code="unsupported",
+            hint="Use 'bf16', 'fp32' or 'auto'.",
         )
 
 

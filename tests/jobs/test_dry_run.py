@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -167,6 +167,23 @@ def test_what_is_not_kept_or_not_trained_takes_less() -> None:
     assert total(Mod(type="mod")) < total(Mod(type="mod", capacity=1)) - 4e9
     assert total(Apollo()) < total(Galore()) < total(Full()) - 6 * PARAMETERS
     assert estimate.shape_of({"model_type": "another"}, 1, 1) is None
+
+
+def test_of_what_is_shared_out_each_gpu_has_its_part() -> None:
+    shape = estimate.shape_of(LLAMA_2_7B, PARAMETERS, 2 * PARAMETERS)
+    assert shape is not None
+
+    def memory(processes: int, sharding: Literal["none", "full"] = "full") -> estimate.Memory:
+        spec = JobSpec(method=Full(), hyperparameters=Supervised(sharding=sharding))
+        how = {"trained": PARAMETERS, "longest": 512, "loss_share": 0.5, "device": "cuda", "bf16": True}
+        return estimate.memory(spec, shape, processes=processes, **how)  # type: ignore[arg-type]
+
+    whole, parts = memory(1), memory(8)
+    assert whole == memory(1, "none") == memory(8, "none")
+    assert (8 * parts.gradients, 8 * parts.optimizer) == (whole.gradients, whole.optimizer)
+    # Whole blocks come together for as long as they are computed.
+    assert whole.weights / 8 < parts.weights < whole.weights / 4
+    assert parts.activations < whole.activations
 
 
 def test_rows_are_counted_as_the_job_s_own_template_renders_them(client: httpx.Client, dataset: str) -> None:

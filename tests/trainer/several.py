@@ -72,11 +72,14 @@ class Pair:
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self._ends = []
+        self._ends, self._processes = list[Any](), list[Any]()
         for rank in range(2):
             own, other = context.Pipe()
-            context.Process(target=_serve, args=(rank, other), daemon=True).start()
+            process = context.Process(target=_serve, args=(rank, other), daemon=True)
+            process.start()
+            other.close()  # so that the end of the process is seen
             self._ends.append(own)
+            self._processes.append(process)
 
     def do(self, spec: TrainerSpec, out: Path, trouble: Trouble = Trouble()) -> list[list[Event]]:
         """What each of them says."""
@@ -87,8 +90,10 @@ class Pair:
 
     def end(self) -> None:
         """Ends both."""
-        for end in self._ends:
-            end.send(None)
+        for end, process in zip(self._ends, self._processes, strict=True):
+            if process.is_alive():
+                end.send(None)
+            process.join()
 
 
 def start(spec: TrainerSpec, folder: Path) -> subprocess.Popen[str]:

@@ -91,3 +91,40 @@ def test_a_stop_that_one_was_asked_for_ends_all_after_the_same_step(
         assert types[-1] == "stopped"
         assert types.count("step") == 2
     assert (tmp_path / "out/checkpoints/step-2/rank-1/rng_state.pth").is_file()
+
+
+SHARDED: dict[str, dict[str, Any]] = {
+    "sft": METHODS["full"],
+    "pt": METHODS["full"] | {"stage": "pt"},
+    "gradient checkpointing": {
+        "method": {"type": "full"},
+        "hyperparameters": METHODS["full"]["hyperparameters"] | {"gradient_checkpointing": True},
+    },
+}
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_what_shares_out_its_weights_learns_what_one_process_does(
+    train: Run, make_spec: Make, rows_of: Callable[[str], str], pair: Pair, tmp_path: Path, name: str
+) -> None:
+    changes = job(SHARDED[name], epochs=1, checkpoint_every=3, precision="fp32")
+    changes |= {"rows": rows_of(KINDS[JobSpec.model_validate(changes).stage].rows), "check": {"scorecard": True}}
+    changes |= {"validation": {"fraction": 0.02, "every": 3, "keep": "best"}}
+    one = train(out="one", **changes)
+    changes["hyperparameters"] = changes["hyperparameters"] | {"sharding": "full"}
+    spec = make_spec(**changes)
+    two, silent = pair.do(spec, tmp_path / "two")
+    assert [event["type"] for event in two] == [event["type"] for event in one]
+    for alone, shared in zip(measured(one), measured(two), strict=True):
+        assert shared == pytest.approx(alone, rel=1e-4, abs=1e-5)
+    assert measured(silent) == measured(two)
+    weights = [load_file(tmp_path / out / "merged/model.safetensors") for out in ("one", "two")]
+    assert_close(weights[1], weights[0], rtol=1e-3, atol=1e-4)
+    # It goes on exactly, and what it wrote is whole: one process alone goes on from it, too.
+    resumed = spec.model_copy(update={"resume_from": str(tmp_path / "two/checkpoints/step-3")})
+    again, _ = pair.do(resumed, tmp_path / "again")
+    assert measured(again) == [event for event in measured(two) if event["step"] > 3]
+    assert load_file(tmp_path / "again/merged/model.safetensors").keys() == weights[1].keys()
+    alone = train(out="alone", resume_from=str(tmp_path / "two/checkpoints/step-3"), **changes)
+    for one_process, shared in zip(measured(alone), measured(again), strict=True):
+        assert shared == pytest.approx(one_process, rel=1e-4, abs=1e-5)

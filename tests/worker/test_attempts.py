@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from typing import Any
 
@@ -10,11 +11,12 @@ import httpx
 import pytest
 
 from app.kit import storage
+from app.kit.gpus import Gpu
 from tests.datasets.helpers import jsonl
 from tests.jobs.conftest import dataset
 from tests.jobs.test_lifecycle import job
 from worker import trainers
-from worker.slots import own_slots
+from worker.slots import Slots, own_slots
 from worker.supervisor import train_next
 
 __all__ = ["dataset", "job"]
@@ -59,3 +61,27 @@ def test_what_was_mixed_in_kept_and_compared_is_told(
     assert (manifest["result"]["stopped_early"], manifest["result"]["best_step"]) == (True, best)
     assert manifest["scorecard"] == told["scorecard"]
     assert told["scorecard"]["tuned"]["loss"] == pytest.approx(kept[1]["validation_loss"], abs=1e-3)
+
+
+def test_a_job_of_two_gpus_is_trained_by_two_processes(
+    client: httpx.Client, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.post(f"/jobs/{job['id']}/cancel").raise_for_status()
+    body = {
+        "base_model": "demo-base",
+        "dataset": job["dataset"],
+        "hyperparameters": {"max_steps": 2, "batch_size": 4},
+        "resources": {"gpus": 2},
+        "check": {"scorecard": False},
+        "deploy": {"mode": "none"},
+    }
+    made = client.post("/jobs", json=body).raise_for_status().json()
+    monkeypatch.setattr(trainers, "keep_warm", lambda: None)
+    # There are none here, so both compute on the CPU; the numbers are the machine's, on which other tests may run.
+    cards = [Gpu(number, f"GPU-{number}-{os.getpid()}", "Test", 24.0) for number in range(2)]
+    assert train_next(Slots(cards, 2), threading.Event())
+
+    told = client.get(f"/jobs/{made['id']}").json()
+    assert told["status"] == "succeeded", told["error"]
+    manifest = json.loads((storage.fetch_folder(f"artifacts/{made['id']}/1") / "manifest.json").read_text())
+    assert manifest["made_with"]["processes"] == 2

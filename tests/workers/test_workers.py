@@ -220,6 +220,25 @@ def test_more_gpus_than_training_can_use_are_refused(
     assert refusal(client.post("/jobs", json=body), 422, code)["param"] == "resources.gpus"
 
 
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"resources": {"gpus": 2}}, "unsupported"),  # `lora`
+        ({"resources": {"gpus": 1}, "method": {"type": "full"}}, "invalid_value"),
+        ({"method": {"type": "full"}}, "invalid_value"),
+    ],
+)
+def test_what_cannot_be_shared_out_is_refused(
+    client: httpx.Client, job: dict[str, Any], changes: dict[str, Any], code: str
+) -> None:
+    body = {"base_model": "demo-base", "dataset": job["dataset"], "hyperparameters": {"sharding": "full"}} | changes
+    assert refusal(client.post("/jobs", json=body), 422, code)["param"] == "hyperparameters.sharding"
+    body |= {"method": {"type": "full"}, "resources": {"gpus": 2}}
+    client.post("/jobs", json=body).raise_for_status()
+    body["hyperparameters"] = {"sharding": "full", "precision": "fp16"}
+    assert refusal(client.post("/jobs", json=body), 422, "unsupported")["param"] == "hyperparameters.precision"
+
+
 def test_ready_means_that_jobs_are_being_claimed(
     client: httpx.Client, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,9 +31,11 @@ def answers(
     pad_id: int,
     micro_batch_tokens: int,
     temperature: float | None = None,
+    in_step: bool = False,
 ) -> list[Tokens]:
     """An answer to each prompt, in their order: up to and with the first of the tokens that end it, of at most `new_tokens`; the
-    likeliest tokens, or at a temperature drawn by torch's global generators. The model is left in evaluation mode."""
+    likeliest tokens, or at a temperature drawn by torch's global generators. The model is left in evaluation mode.
+    `in_step`: all processes of a run answer at the same time, and each goes on until all are done."""
     model.eval()
     drawn: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     how = GenerationConfig(
@@ -50,7 +52,8 @@ def answers(
             width = input_ids.shape[1]
             attend(model, width)
             inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
-            found = inner.generate(**inputs, generation_config=how)[:, width:].cpu().numpy().astype(np.int32)
+            found = inner.generate(**inputs, generation_config=how, synced_gpus=in_step)[:, width:]
+            found = found.cpu().numpy().astype(np.int32)
             made |= {number: _up_to_end(answer, ends) for number, answer in zip(numbers, found, strict=True)}
     return [made[number] for number in range(len(prompts))]
 

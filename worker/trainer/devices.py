@@ -19,8 +19,8 @@ def see_only_own(spec_path: Path, rank: int = 0) -> int:
     processes. Raises `Failure` `gpu_busy`."""
     try:
         spec = json.loads(spec_path.read_bytes())
-        own, processes = spec["gpus"], int(spec["processes"])
-    except (OSError, ValueError, LookupError, TypeError):
+        own, processes = spec.get("gpus"), int(spec.get("processes", 1))
+    except (OSError, ValueError, TypeError, AttributeError):
         return 1
     if own is None:
         return processes

@@ -47,6 +47,15 @@ def unreadable_model(folder: str, what: str, error: Exception) -> Failure:
     return of_the_machine(error) or failure
 
 
+def not_finite(what: str, value: float, step: int) -> Failure:
+    """The failure of a run that has come to an infinity, or to what is no number."""
+    return Failure(
+        "loss_not_finite",
+        f"The {what} was {value} at step {step}.",
+        "Lower hyperparameters.learning_rate. At step 1 the cause may be the base model's weights.",
+    )
+
+
 def of_the_machine(error: Exception) -> Failure | None:
     """The machine's failure that an exception of a library is: no memory, no disk (what is read may tell of its progress in a
     file), a GPU that does not work. None where it is none of these."""

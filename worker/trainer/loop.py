@@ -25,13 +25,13 @@ from transformers.trainer_callback import PrinterCallback
 from app.jobs.estimate import Memory, count_steps
 from app.jobs.hyperparameters import Hyperparameters, Reinforcement
 from app.jobs.spec import Validation
-from worker.trainer import ranks
+from worker.trainer import ranks, sharding
 from worker.trainer.arguments import arguments_of
 from worker.trainer.checkpoints import SECONDS_BETWEEN, Checkpoints, RunState, commit, read_state
 from worker.trainer.data.batches import LengthBuckets
 from worker.trainer.data.rows import Item
 from worker.trainer.events import Emit
-from worker.trainer.failures import Failure
+from worker.trainer.failures import not_finite
 from worker.trainer.micro_batches import MicroBatches
 from worker.trainer.precision import autocast, scale_gradients, unscale_gradients, was_left_out
 from worker.trainer.preflight import fly, is_needed
@@ -209,8 +209,10 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
             return
         staged = Path(self._get_output_dir(trial)) / f"checkpoint-{step}"
         target = self.checkpoints.folder / f"step-{step}"
+        sharding.collect(self.model, self.optimizer)
         if ranks.rank() == 0:
             super()._save_checkpoint(model, trial)
+            sharding.drop(self.model)
         else:
             self._save_rng_state(str(staged))
             self.saved_step = step
@@ -270,7 +272,8 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
             return self.stage.batches(items, self.pad_id, tokens)
 
         def on_device(made: list[Batch]) -> Found:
-            return work(send_to_device(made, self.args.device))
+            evened = sharding.even(self.model, made, lambda: self.stage.batches(self.train_dataset[:1], self.pad_id, 1))
+            return work(send_to_device(evened, self.args.device))
 
         answers = self.settings.batch_size // self.settings.rows_per_step  # that `rl` draws to a row; else its own
         return self.micro_batches.fit(self.model, what, len(items) * answers, cut, on_device)
@@ -279,7 +282,7 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         """The method's, else the Trainer's."""
         _, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
         self.optimizer = self.make_optimizer(self.model, options | {"weight_decay": self.args.weight_decay})
-        return self.optimizer or super().create_optimizer(*given)
+        return sharding.watch(self.model, self.optimizer or super().create_optimizer(*given))
 
     def training_step(self, model: Any, inputs: list[Item], num_items_in_batch: object = None) -> torch.Tensor:
         """Forward and backward over a step's rows. Returns the step's loss, an fp32 scalar."""
@@ -287,7 +290,7 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         step = self.state.global_step + 1
         self.last_loss, self.measured, self.step_tokens = of_all(self._fit(f"at step {step}", inputs, self._learn_from))
         if not math.isfinite(self.last_loss):
-            raise _not_finite("loss", self.last_loss, step)
+            raise not_finite("loss", self.last_loss, step)
         ranks.sum_gradients(model)
         return torch.tensor(self.last_loss, device=self.args.device)
 
@@ -320,7 +323,7 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         step = self.state.global_step
         left_out = was_left_out(self.accelerator, logs["grad_norm"])
         if not math.isfinite(logs["grad_norm"]) and not left_out:
-            raise _not_finite("gradient's norm", logs["grad_norm"], step)
+            raise not_finite("gradient's norm", logs["grad_norm"], step)
         took = perf_counter() - self.step_began
         self.recent.append((took, self.step_tokens))
         seconds, tokens = (sum(values) for values in zip(*self.recent, strict=True))
@@ -349,13 +352,14 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
     def validate(self) -> None:
         """Emits the mean loss over all that the stage counts in the validation rows, and whether it was the last one for which
         there was patience; nothing where a stop is asked meanwhile."""
-        fit = together(partial(self._fit, "in the validation"))
-        found = measure(self.model, self.stage, self.validation, self.settings, fit, lambda: self.stop.requested)
+        fit = together(partial(self._fit, "in the validation"), lambda: self.stop.requested)
+        leaves_off = partial(sharding.may_leave_off, self.model, self.stop)
+        found = measure(self.model, self.stage, self.validation, self.settings, fit, leaves_off)
         if found is None:
             return
         step, judge, (loss, measured) = self.state.global_step, self.judge, found
         if not math.isfinite(loss):
-            raise _not_finite("validation loss", loss, step)
+            raise not_finite("validation loss", loss, step)
         judge.add(step, loss)
         self.emit("validation", step=step, loss=loss, **measured)
         if judge.has_seen_enough() and step < self.args.max_steps:
@@ -385,11 +389,3 @@ class _Hooks(TrainerCallback):  # type: ignore[misc]
             control.should_evaluate = self.loop.is_validation_due()
             control.should_save = self.loop.is_checkpoint_due()
         return control
-
-
-def _not_finite(what: str, value: float, step: int) -> Failure:
-    return Failure(
-        "loss_not_finite",
-        f"The {what} was {value} at step {step}.",
-        "Lower hyperparameters.learning_rate. At step 1 the cause may be the base model's weights.",
-    )

@@ -13,6 +13,7 @@ from worker.trainer import ranks
 from worker.trainer.determinism import random_states
 from worker.trainer.events import Emit
 from worker.trainer.failures import of_the_machine
+from worker.trainer.sharding import is_sharded
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -52,7 +53,8 @@ class MicroBatches:
                 return result
             except Exception as error:
                 cause, is_here = of_the_machine(error), not isinstance(error, ranks.OutOfMemoryElsewhere)
-                if cause is None or cause.code != "out_of_memory":
+                # The others of a sharded run wait for a pass that this one cannot finish.
+                if cause is None or cause.code != "out_of_memory" or is_sharded(model):
                     raise
                 if is_here:
                     ranks.tell_out_of_memory()

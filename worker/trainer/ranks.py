@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from worker.trainer.failures import Gone
 from worker.trainer.others import meeting
@@ -103,9 +104,8 @@ def make_same(model: torch.nn.Module) -> None:
 
 def sum_gradients(model: torch.nn.Module) -> None:
     """Makes each weight's gradient the sum over all processes. One that none of them has stays away."""
-    if count() == 1:
+    if count() == 1 or not (weights := _trained(model)):
         return
-    weights = _trained(model)
     whose = zip(*gather([weight.grad is not None for weight in weights]), strict=True)
     learned = [weight for weight, has in zip(weights, whose, strict=True) if any(has)]
     for weight in learned:
@@ -125,7 +125,8 @@ def own_folder(folder: str | None) -> str | None:
 
 
 def _trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    return [weight for weight in model.parameters() if weight.requires_grad]
+    """Those of which each process has a copy: of others each has its part, whose gradients are added as they are shared out."""
+    return [weight for weight in model.parameters() if weight.requires_grad and not isinstance(weight, DTensor)]
 
 
 def _buckets(gradients: list[Any]) -> Iterator[list[Any]]:

@@ -15,7 +15,7 @@ from app.jobs import combinations
 from app.jobs.estimate import Memory, count_steps, memory, shape_of
 from app.jobs.hyperparameters import Pretraining, Reinforcement
 from app.jobs.spec import TrainerSpec
-from worker.trainer import artifacts, ranks, scorecard
+from worker.trainer import artifacts, ranks, scorecard, sharding
 from worker.trainer.base import Base, attention_of, onto_device, random_model
 from worker.trainer.checkpoints import Checkpoints, RunState, differences, read_state
 from worker.trainer.data import dataset
@@ -52,7 +52,7 @@ def read_spec(path: Path) -> TrainerSpec:
 
 def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
     """Trains as the spec says and writes OUT/. Raises `Failure`, and `Stopped` at a SIGTERM. Of several processes each does
-    the same up to the end of the training, and the first one the rest."""
+    the same until something is written, which the first one does."""
     began = perf_counter()
     settings, method = spec.spec.hyperparameters, METHODS[spec.spec.method.type]
     stage = method.of_stage(STAGES[spec.spec.stage])
@@ -72,6 +72,8 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
     dataset.warn(data, settings.max_length, emit)
     base = Base(spec.base_model, spec.own_code, combinations.STAGES[spec.spec.stage].makes, pad_id)
     model, dtype, parameters, stops_at = _load(spec, base, method)
+    if settings.sharding == "full" and ranks.count() > 1:
+        sharding.shard(model)
     model = onto_device(model)
     stop_ids = dataset.stop_token_ids(data.train, tokenizer, spec.spec.template_arguments, stops_at, emit)
     is_language_model = base.makes == "language model"
@@ -175,14 +177,16 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
             stop=stop,
         )
     training_seconds = perf_counter() - training_began
-    if not ranks.leave():
-        return
 
     card = None
     if asked is not None:
         emit("phase", phase="measuring")
         card = scorecard.beside(asked, untrained, scorecard.look(model, asked))
-    artifacts.write_json(out / "proof.json", proof.find(model) if proof else find_score(model, data.train))
+    found = proof.find(model) if proof else find_score(model, data.train)
+    sharding.collect(model)
+    if not ranks.leave():
+        return
+    artifacts.write_json(out / "proof.json", found)
     writer.save_outcome(model, out, emit)
 
     result = {
@@ -247,6 +251,7 @@ def _estimate(spec: TrainerSpec, model: Any, dtype: torch.dtype, summary: dict[s
         loss_share=1.0 if is_drawn else summary["loss_tokens"] / summary["tokens"],
         device="cuda" if torch.cuda.is_available() else "cpu",
         compute_bytes=compute_dtype().itemsize,
+        processes=ranks.count(),
     )
 
 

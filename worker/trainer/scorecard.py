@@ -20,6 +20,7 @@ from worker.trainer.data.kinds import examples
 from worker.trainer.data.render import Example, Plan
 from worker.trainer.data.rows import Item
 from worker.trainer.general_texts import TEXTS
+from worker.trainer.sharding import is_sharded
 from worker.trainer.stages import STAGES, Stage
 from worker.trainer.stages.texts import Batch
 from worker.trainer.validating import measure
@@ -215,6 +216,6 @@ def _answers(model: Any, asked: Asked) -> list[list[int]]:
     """The likeliest answer to each prompt."""
     found = answers(
         model, [prompt.asked for prompt in asked.prompts], ends=asked.ends, new_tokens=asked.new_tokens, pad_id=asked.pad_id,
-        micro_batch_tokens=asked.most_tokens,
+        micro_batch_tokens=asked.most_tokens, in_step=is_sharded(model),
     )  # fmt: skip
     return [answer.tolist() for answer in found]

@@ -34,10 +34,10 @@ class StopSignal:
     @contextmanager
     def deferred(self) -> Iterator[None]:
         """For the time of the block a signal only sets `requested`; raises `Stopped` at its end if there was one."""
-        self._deferred = True
+        before, self._deferred = self._deferred, True
         try:
             yield
         finally:
-            self._deferred = False
+            self._deferred = before
         if self.requested:
             raise Stopped

@@ -71,11 +71,13 @@ def of_all(sums: Sums) -> Sums:
     return reduce(_both, ranks.gather(sums))
 
 
-def together(fit: Fit) -> Fit:
-    """`fit`, of which each process runs its share, with what is found in all of the items; None where any finds none."""
+def together(fit: Fit, stop_requested: Callable[[], bool]) -> Fit:
+    """`fit`, of which each process runs its share, with what is found in all of the items; None where any finds none, or is asked
+    to stop."""
 
     def in_all(items: list[Item], work: Group) -> Sums | None:
-        found = ranks.gather(fit(items, work))
+        own = fit(items, work)
+        found = ranks.gather(None if stop_requested() else own)
         return None if None in found else reduce(_both, filter(None, found))
 
     return in_all
