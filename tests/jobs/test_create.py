@@ -35,6 +35,7 @@ def test_two_fields_are_enough_and_every_default_is_written_out(client: httpx.Cl
         "weight_decay": 0,
         "max_grad_norm": 1,
         "precision": "auto",
+        "sharding": "none",
         "gradient_checkpointing": False,
         "checkpoint_every": "auto",
         "keep_checkpoints": 2,
