@@ -57,7 +57,8 @@ def _merge(model: Model, beat: Beat) -> Event:
         out.mkdir()
         # On the CPU: what GPUs there are belong to jobs.
         environment = trainers.environment() | {"CUDA_VISIBLE_DEVICES": ""}
-        command = ["worker.trainer.merging", merge.model_dump_json(), str(out / "merged")]
+        (made / "merge.json").write_text(merge.model_dump_json(), encoding="utf-8")
+        command = ["worker.trainer.merging", str(made / "merge.json"), str(out / "merged")]
         ended = run_child(model, beat, "merge", "It may be for want of memory or disk.", command, environment)
         if ended["type"] == "failed":
             return ended

@@ -31,6 +31,9 @@ from app.settings import get_settings
 
 SCHEME = "checkpoint"
 
+# The file that a folder of weights has in any case.
+_CONFIGS = {"adapter": "adapter_config.json", "merged": "config.json"}
+
 
 def storage_key(job: Job, step: int) -> str:
     """Where a checkpoint of the job's present attempt is stored."""
@@ -125,10 +128,9 @@ def _adopt(session: Session, model: Model) -> None:
         manifest = read_manifest(checkpoint.key)
         spec = JobSpec.model_validate(manifest["spec"])
         weights: Literal["adapter", "merged"] = "adapter" if isinstance(spec.method, Lora | Qlora) else "merged"
-        written = storage.fetch_folder(f"{checkpoint.key}/{weights}") / "chat_template.jinja"
-        template = (
-            written.read_text(encoding="utf-8") if written.is_file() else None
-        )  # what was pretrained may have none
+        # Of whole weights no more than is read here: they may be large.
+        storage.fetch_folder(f"{checkpoint.key}/{weights}/{_CONFIGS[weights]}")
+        template = _template(f"{checkpoint.key}/{weights}/chat_template.jinja")
     except FileNotFoundError:
         raise InvalidValue(
             f"The checkpoint {id} has no files that can be served.",
@@ -154,6 +156,14 @@ def _adopt(session: Session, model: Model) -> None:
     model.base_model, model.chat_template, model.job_id = base, template, checkpoint.job_id
     model.location = f"{checkpoint.key}/{weights}"
     model.facts = facts_of(base, spec, manifest, checkpoint.bytes)
+
+
+def _template(key: str) -> str | None:
+    """The chat template that is stored under this key; what was pretrained may have none."""
+    try:
+        return storage.fetch_folder(key).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
 
 
 def _way(spec: JobSpec) -> Literal["adapter", "merged"]:

@@ -46,6 +46,7 @@ def write_output(folder: Path, base: str, method: dict[str, Any] = METHOD, stage
     weights = folder / ("adapter" if method.get("type", "lora") == "lora" else "merged")
     weights.mkdir(parents=True)
     (weights / "chat_template.jinja").write_text("trained with this")
+    (weights / ("adapter_config.json" if weights.name == "adapter" else "config.json")).write_text("{}")
     (weights / f"{weights.name}_model.safetensors").write_bytes(b"weights")
     provenance = {"base_model": "demo-base", "base_model_id": base}
     told = {"stop_token_ids": [2], "spec": {"stage": stage, "method": method}, "provenance": provenance}

@@ -62,10 +62,10 @@ def main(arguments: list[str]) -> int:
         return STOPPED
     except Exception as error:
         traceback.print_exc()
-        if rank > 0 and isinstance(error, Gone):
-            return LEFT_ALONE
         if others is not None:
             others.let_speak(wait=isinstance(error, Gone))
+        if isinstance(error, Gone):
+            return LEFT_ALONE  # without a word: whoever watches takes it for a death, and tries again
         cause = error if isinstance(error, Failure) else of_anything(error)
         emit("failed", code=cause.code, message=cause.message, hint=cause.hint)
         return FAILED

@@ -1,6 +1,6 @@
 """`python -m worker.trainer.merging MERGE OUT/`
 
-Reads a `Merge` as JSON, writes whole weights to OUT/ and one event to standard output: `finished` or `failed`.
+Reads the file of a `Merge`, writes whole weights to OUT/ and one event to standard output: `finished` or `failed`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def write_merged(base: Base, adapter: Path, tokenizer: Any, stop_token_ids: list
 def main(arguments: list[str]) -> None:
     emit = claim_stdout()
     try:
-        merge = Merge.model_validate_json(arguments[0])
+        merge = Merge.model_validate_json(Path(arguments[0]).read_bytes())
         tokenizer = load_tokenizer(merge.base_model, merge.chat_template, merge.own_code)
         base = Base(merge.base_model, merge.own_code, merge.makes, pad_id(tokenizer))
         write_merged(base, Path(merge.adapter), tokenizer, merge.stop_token_ids, Path(arguments[1]))

@@ -33,6 +33,7 @@ class Others:
         meeting(out).unlink(missing_ok=True)  # of an earlier run
         self._emit = emit
         self._speaking = threading.Lock()
+        self._ending = threading.Event()
         self._watchers = []
         for rank in range(1, processes):
             command = [sys.executable, "-m", "worker.trainer", str(spec), str(out), str(rank)]
@@ -45,6 +46,7 @@ class Others:
     def let_speak(self, *, wait: bool) -> None:
         """To be called before the first process says that it failed: does not return where another one is the cause. `wait`: it
         must be, and may not have ended yet."""
+        self._ending.set()
         for watcher in self._watchers if wait else []:
             watcher.join(_SECONDS_TO_SPEAK)
         self._speaking.acquire()  # for good: the run fails once
@@ -53,6 +55,8 @@ class Others:
         assert process.stdout is not None
         said = [json.loads(line) for line in process.stdout]
         code = process.wait()
+        if code == LEFT_ALONE and not self._ending.wait(_SECONDS_TO_SPEAK):
+            os._exit(LEFT_ALONE)  # it waits for what will never come
         if code in (FINISHED, STOPPED, LEFT_ALONE):
             return
         self._speaking.acquire()

@@ -62,7 +62,7 @@ def _try_largest(optimizer: Any, learn_from: Callable[[list[Batch]], Any], made:
         weight.grad = torch.zeros_like(weight)
     learn_from([largest] if largest else [])
     del held
-    return int(largest["tokens"]) if largest else 1
+    return max(1, int(largest["tokens"])) if largest else 1  # an empty one is run where others have more
 
 
 def _peak_bytes() -> int:

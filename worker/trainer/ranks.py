@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from worker.trainer.failures import Gone
+from worker.trainer.failures import Gone, of_the_machine
 from worker.trainer.others import meeting
 
 T = TypeVar("T")
@@ -112,6 +112,9 @@ def sum_gradients(model: torch.nn.Module) -> None:
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
     for gradients in _buckets([weight.grad for weight in learned]):
+        if len(gradients) == 1 and gradients[0].is_contiguous():  # it may be large: no copy of it
+            _wait(dist.all_reduce, gradients[0])
+            continue
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         _wait(dist.all_reduce, flat)
         parts = torch.split(flat, [gradient.numel() for gradient in gradients])
@@ -143,8 +146,10 @@ def _buckets(gradients: list[Any]) -> Iterator[list[Any]]:
 
 
 def _wait(collective: Callable[..., object], *given: Any, **named: Any) -> None:
-    """Raises `Gone` where it cannot be done together."""
+    """Raises `Gone` where it cannot be done together, and the error itself where it is this machine's."""
     try:
         collective(*given, **named)
     except RuntimeError as error:
+        if of_the_machine(error) is not None:
+            raise
         raise Gone(f"the other processes of the run do not answer: {error}") from error
