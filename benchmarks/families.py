@@ -26,7 +26,7 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from app.settings import REPOSITORY
-from demo.service import ask, start_service
+from demo.service import ask, made, start_service
 
 TOKENIZER = REPOSITORY / "demo" / "base"
 ANSWER = "It is so."
@@ -177,12 +177,6 @@ def attempt(client: httpx.Client, base: str, dataset: str, mode: str) -> Outcome
 
 def one_line(message: str) -> str:
     return " ".join(message.replace("|", "/").split())[:300]
-
-
-def made(answer: httpx.Response) -> dict[str, Any]:
-    if answer.is_error:
-        sys.exit(answer.text)
-    return dict(answer.json())
 
 
 if __name__ == "__main__":

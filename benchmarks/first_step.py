@@ -28,7 +28,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from app.settings import REPOSITORY
-from demo.service import start_service
+from demo.service import made, start_service
 from demo.text import sample_rows
 
 BATCH, RANK, STEPS, ROWS = 16, 8, 3, 640
@@ -173,12 +173,6 @@ def llamafactory(options: argparse.Namespace, rows: list[dict[str, Any]]) -> flo
         if process.wait() or seconds is None:
             sys.exit("".join(seen[-20:]))
         return seconds
-
-
-def made(answer: httpx.Response) -> dict[str, Any]:
-    if answer.is_error:
-        sys.exit(answer.text)
-    return dict(answer.json())
 
 
 if __name__ == "__main__":

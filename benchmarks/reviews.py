@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import httpx
 from sklearn.feature_extraction.text import CountVectorizer
@@ -25,7 +24,7 @@ from sklearn.naive_bayes import MultinomialNB
 from sklearn.pipeline import make_pipeline
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from demo.service import ask, ask_all, start_service, user_turn
+from demo.service import ask, ask_all, made, start_service, user_turn
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
@@ -105,12 +104,6 @@ def report(
     print(
         f"\n{len(questions):,} validation rows, {options.engine}; answers that are neither `0` nor `1` count as wrong."
     )
-
-
-def made(answer: httpx.Response) -> dict[str, Any]:
-    if answer.is_error:
-        sys.exit(answer.text)
-    return dict(answer.json())
 
 
 def accuracy(client: httpx.Client, model: str, questions: list[dict[str, str]]) -> float:

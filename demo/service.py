@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 
@@ -55,6 +56,13 @@ def free_port() -> int:
     """A port of loopback that nobody has now."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
+
+
+def made(answer: httpx.Response) -> dict[str, Any]:
+    """What an answer says. Ends the process, with the error's body, where it is an error."""
+    if answer.is_error:
+        sys.exit(answer.text)
+    return dict(answer.json())
 
 
 def ask(client: httpx.Client, model: str, content: str, max_tokens: int = 64) -> str:

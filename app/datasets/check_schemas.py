@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.kit.wire import Strict
-from app.models.chat_templates import MAX_TEXT, TemplateArguments
+from app.models.chat_templates import OwnArguments, OwnTemplate
 
 
 class RenderRequest(Strict):
@@ -16,17 +16,8 @@ class RenderRequest(Strict):
     base_model: str = Field(
         min_length=1, max_length=64, description="Name or id of a base model.", examples=["demo-base"]
     )
-    chat_template: str | None = Field(
-        None,
-        min_length=1,
-        max_length=MAX_TEXT,
-        description="Jinja, or the name of a common family's; default: the base model's.",
-    )
-    template_arguments: TemplateArguments | None = Field(
-        None,
-        description="What the template is handed beside a conversation. Default: the base model's.",
-        examples=[{"enable_thinking": False}],
-    )
+    chat_template: OwnTemplate = None
+    template_arguments: OwnArguments = None
     max_length: int | None = Field(
         None, ge=8, le=1_048_576, description="Tokens. Default: the base model's context, at most 2048."
     )

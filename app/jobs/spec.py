@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, ValidatorFunctionWrapHandler, WrapVa
 from app.jobs.hyperparameters import HYPERPARAMETERS, AnyHyperparameters, Hyperparameters, StageName
 from app.jobs.methods import METHODS, Lora, Method
 from app.kit.wire import Strict, by_type
-from app.models.chat_templates import MAX_TEXT, TemplateArguments
+from app.models.chat_templates import OwnArguments, OwnTemplate
 
 
 def _of_stage(value: object, _: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Hyperparameters:
@@ -98,17 +98,8 @@ class JobSpec(Strict):
         default_factory=lambda given: HYPERPARAMETERS[given.get("stage", "sft")](),
         description="How they are optimised; each stage has its own.",
     )
-    chat_template: str | None = Field(
-        None,
-        min_length=1,
-        max_length=MAX_TEXT,
-        description="Jinja, or the name of a common family's; default: the base model's.",
-    )
-    template_arguments: TemplateArguments | None = Field(
-        None,
-        description="What the template is handed beside a conversation. Default: the base model's.",
-        examples=[{"enable_thinking": False}],
-    )
+    chat_template: OwnTemplate = None
+    template_arguments: OwnArguments = None
     validation: Validation | None = Field(None, description="Rows that are not trained on. Default: none.")
     replay: Replay | None = Field(None, description="Rows mixed in against forgetting. Default: none.")
     check: Check = Field(default_factory=Check, description="What the data must satisfy, and what is measured.")

@@ -59,6 +59,22 @@ TemplateArguments = Annotated[
     Field(max_length=32),
     AfterValidator(_unreserved),
 ]
+# What is asked for in the place of a base model's.
+OwnTemplate = Annotated[
+    str | None,
+    Field(
+        min_length=1,
+        max_length=MAX_TEXT,
+        description="Jinja, or the name of a common family's; default: the base model's.",
+    ),
+]
+OwnArguments = Annotated[
+    TemplateArguments | None,
+    Field(
+        description="What the template is handed beside a conversation. Default: the base model's.",
+        examples=[{"enable_thinking": False}],
+    ),
+]
 
 
 def text_of(given: str) -> str:

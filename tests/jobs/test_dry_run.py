@@ -175,8 +175,16 @@ def test_of_what_is_shared_out_each_gpu_has_its_part() -> None:
 
     def memory(processes: int, sharding: Literal["none", "full"] = "full") -> estimate.Memory:
         spec = JobSpec(method=Full(), hyperparameters=Supervised(sharding=sharding))
-        how = {"trained": PARAMETERS, "longest": 512, "loss_share": 0.5, "device": "cuda", "compute_bytes": 2}
-        return estimate.memory(spec, shape, processes=processes, **how)  # type: ignore[arg-type]
+        return estimate.memory(
+            spec,
+            shape,
+            trained=PARAMETERS,
+            longest=512,
+            loss_share=0.5,
+            device="cuda",
+            compute_bytes=2,
+            processes=processes,
+        )
 
     whole, parts = memory(1), memory(8)
     assert whole == memory(1, "none") == memory(8, "none")

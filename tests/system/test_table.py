@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -33,6 +34,11 @@ TABLE: dict[str, tuple[str, dict[str, Any], str]] = {
 RARELY = ("dora", "freeze", "galore", "apollo")
 # vLLM loads what is converted, and weights of their own; all of the table would take it long on a CPU.
 ON_VLLM = ("pissa", "full", *(("dpo", "qlora", "rm") if THOROUGH else ()))
+
+# The columns that have a reward model.
+JUDGED = ("embedded", "production") if "rm" in ON_VLLM else ("embedded",)
+# Of whose checkpoints models are made: served where they lie, merged, and served by no engine but ours.
+EARLY = ("full", "rm", "mod")
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +101,8 @@ def test_all_of_it_is_trained_and_served(
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("backend", JUDGED, indirect=True)
 def test_what_was_fine_tuned_is_rewarded_by_what_was_trained_to_judge(running: Service, posted: dict[str, str]) -> None:
-    if "rm" not in posted:
-        pytest.skip("no reward model is trained on this column")
     fine_tune, judge = (running.ended(posted[name])["model"]["name"] for name in ("pissa", "rm"))
     # Each step has all of the prompts: what is rewarded in one can be compared with what is in another.
     prompts = [{"prompt": user_turn(row), "reference": row["output"]} for row in sample_rows(8, seed=1)]
@@ -122,40 +127,34 @@ def test_what_was_fine_tuned_is_rewarded_by_what_was_trained_to_judge(running: S
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("name", "kind"), [("full", "merged"), ("rm", "reward"), ("mod", "merged")])
-def test_a_checkpoint_is_served_whatever_was_trained(
-    running: Service, posted: dict[str, str], name: str, kind: str
-) -> None:
-    if name not in posted:
-        pytest.skip("it is not trained on this column")
-    job = running.ended(posted[name])
-    last = running.client.get(f"/jobs/{job['id']}/checkpoints").json()["data"][0]
-    checkpoint = {"name": f"early-{name}", "source": f"checkpoint://{last['id']}"}
-    running.client.post("/models", json=checkpoint).raise_for_status()
-
-    def ready() -> bool:
-        model = running.client.get(f"/models/early-{name}").json()
-        assert model["status"] in ("merging", "ready"), model["error"]
-        return bool(model["status"] == "ready" and model["kind"] == kind)
-
-    eventually(ready, 120, "a model of the checkpoint", LOOK_SECONDS)
+def test_a_checkpoint_is_served_whatever_was_trained(running: Service, posted: dict[str, str]) -> None:
     row = sample_rows(1, seed=5, split="heldout")[0]
     said = [{"role": "user", "content": user_turn(row)}]
+    for name in (name for name in EARLY if name in posted):
+        job, early = running.ended(posted[name]), f"early-{name}"
+        last = running.client.get(f"/jobs/{job['id']}/checkpoints").json()["data"][0]
+        checkpoint = {"name": early, "source": f"checkpoint://{last['id']}"}
+        running.client.post("/models", json=checkpoint).raise_for_status()
+        eventually(partial(is_ready, running, early), 120, f"a model of the checkpoint of {name}", LOOK_SECONDS)
+        kind = TABLE[name][2]
+        assert running.client.get(f"/models/{early}").json()["kind"] == kind
+        ours, its = (answer_of(running, model, kind, said, row["output"]) for model in (early, job["model"]["name"]))
+        assert ours == its, name
+
+
+def is_ready(running: Service, name: str) -> bool:
+    model = running.client.get(f"/models/{name}").json()
+    assert model["status"] in ("merging", "ready"), model["error"]
+    return bool(model["status"] == "ready")
+
+
+def answer_of(running: Service, model: str, kind: str, said: list[dict[str, str]], right: str) -> Any:
+    """What a model writes, or how it scores the right answer."""
     if kind == "reward":
-        asked = {"conversations": [[*said, {"role": "assistant", "content": row["output"]}]]}
-        ours, its = (
-            running.client.post(f"/models/{model}/score", json=asked).raise_for_status().json()["data"][0]["score"]
-            for model in (f"early-{name}", job["model"]["name"])
-        )
-    else:
-        chat = {"messages": said, "max_tokens": 24, "temperature": 0}
-        ours, its = (
-            running.client.post("/v1/chat/completions", json=chat | {"model": model})
-            .raise_for_status()
-            .json()["choices"]
-            for model in (f"early-{name}", job["model"]["name"])
-        )
-    assert ours == its
+        asked = {"conversations": [[*said, {"role": "assistant", "content": right}]]}
+        return running.client.post(f"/models/{model}/score", json=asked).raise_for_status().json()["data"][0]["score"]
+    chat = {"model": model, "messages": said, "max_tokens": 24, "temperature": 0}
+    return running.client.post("/v1/chat/completions", json=chat).raise_for_status().json()["choices"]
 
 
 def prefers_right_answers_and_writes_none(running: Service, name: str) -> None:

@@ -16,7 +16,7 @@ from worker.trainer.methods import METHODS, full
 from worker.trainer.methods.low_rank import LowRank
 
 LR, BETAS, EPS, DECAY, RANK = 0.01, (0.9, 0.999), 1e-8, 0.1, 4
-OPTIONS = {"lr": LR, "betas": BETAS, "eps": EPS, "weight_decay": DECAY, "fused": True}
+OPTIONS: dict[str, Any] = {"lr": LR, "betas": BETAS, "eps": EPS, "weight_decay": DECAY, "fused": True}
 # One with more rows than columns, one with more columns than rows, a square one.
 PROJECTED = (
     "model.layers.0.mlp.up_proj.weight", "model.layers.1.self_attn.k_proj.weight", "model.layers.1.self_attn.q_proj.weight"
@@ -86,11 +86,17 @@ def test_apollo_scales_the_channels_of_a_gradient_and_limits_how_it_grows(
     low: dict[str, list[Tensor]] = {name: [] for name in PROJECTED}
     norms: dict[str, Tensor] = {}
     numbers: list[dict[str, Tensor]] = []
+    drawn: list[Tensor] = []
     randn = torch.randn
+
+    def noted(*shape: int, **how: Any) -> Tensor:
+        drawn.append(randn(*shape, **how))
+        return drawn[-1]
+
     for step in range(5):
         gradients = give_gradients(model, step)
-        drawn: list[Tensor] = []
-        monkeypatch.setattr(torch, "randn", lambda *shape, **how: drawn.append(randn(*shape, **how)) or drawn[-1])  # noqa: B023
+        drawn.clear()
+        monkeypatch.setattr(torch, "randn", noted)
         optimizer.step()
         monkeypatch.undo()
         numbers.append(dict(zip(in_order, drawn, strict=True)))
@@ -119,7 +125,7 @@ def test_embeddings_head_norms_and_biases_are_adamw_s(base: Path, config: Galore
     ours, plain = load(base), load(base)
     optimizer = optimizer_of(ours, config)
     matrices, vectors = ([p for p in plain.parameters() if (p.ndim > 1) is many] for many in (True, False))
-    reference = torch.optim.AdamW([{"params": matrices}, {"params": vectors, "weight_decay": 0.0}], **OPTIONS)  # type: ignore[arg-type]
+    reference = torch.optim.AdamW([{"params": matrices}, {"params": vectors, "weight_decay": 0.0}], **OPTIONS)
     for step in range(3):
         for model in (ours, plain):
             give_gradients(model, step)

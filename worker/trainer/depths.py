@@ -60,7 +60,7 @@ def load_routers(model: Any, folder: Path) -> None:
     routers: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as weights:
-            routers |= {name: weights.get_tensor(name) for name in weights.keys() if name.endswith(_ROUTER)}  # noqa: SIM118
+            routers |= {name: weights.get_tensor(name) for name in sorted(weights.keys()) if name.endswith(_ROUTER)}
     missing, foreign = model.load_state_dict(routers, strict=False)
     lost = [name for name in missing if name.endswith(_ROUTER)]
     if lost or foreign:
@@ -73,7 +73,7 @@ def prediction_losses(model: torch.nn.Module) -> torch.Tensor:
     return torch.stack([block.prediction_loss for block in routed]).mean(dim=0)
 
 
-class _Routed:
+class _Routed(torch.nn.Module):
     """Comes before a decoder layer's class."""
 
     def forward(
@@ -109,7 +109,7 @@ class _Routed:
         columns = taken.unsqueeze(-1).expand(-1, -1, hidden_states.shape[-1])
         before = hidden_states.gather(1, columns)
         seen = 0 if past_key_values is None else past_key_values.get_seq_length(self.self_attn.layer_idx)
-        after = super().forward(  # type: ignore[misc]
+        after = super().forward(
             before,
             attention_mask=_mask(is_taken, seen),
             past_key_values=past_key_values,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch.nn import Linear
@@ -56,8 +56,17 @@ class LowRank(Optimizer):
         super().__init__(groups, defaults)
         self.project, self.enlarge = project, enlarge
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Takes a step by the weights' gradients; a `closure` makes them first, and its loss is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             for number, weight in enumerate(group["params"]):
                 if weight.grad is None:
@@ -72,6 +81,7 @@ class LowRank(Optimizer):
                 first, second = _corrections(state, group)
                 weight.add_(direction, alpha=-group["lr"] * second / first)
                 state["step"] += 1
+        return loss
 
     def _projected(self, weight: torch.Tensor, state: State, group: State, number: int) -> torch.Tensor:
         assert weight.grad is not None
