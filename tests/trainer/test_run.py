@@ -177,7 +177,8 @@ def test_a_last_checkpoint_is_served_as_the_outcome_is(
             makes=STAGES[told["spec"]["stage"]].makes, stop_token_ids=told["stop_token_ids"],
         )  # fmt: skip
         served = tmp_path / "served"
-        command = [sys.executable, "-m", "worker.trainer.merging", merge.model_dump_json(), str(served)]
+        (asked := tmp_path / "merge.json").write_text(merge.model_dump_json())
+        command = [sys.executable, "-m", "worker.trainer.merging", str(asked), str(served)]
         said = subprocess.run(command, check=True, capture_output=True, text=True)
         assert json.loads(said.stdout) == {"type": "finished"}, said.stderr
     else:
