@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import pyarrow
 from celery import Celery, signals
 
 from app.kit.queue import celery_settings, wake
@@ -38,6 +39,7 @@ def _on_ready(sender: Any, **_: Any) -> None:
     wake("train")
     if "training" in celery.amqp.queues.consume_from:
         trainers.keep_warm()
+        pyarrow.array([])  # which imports the rest of it, for which the first job would wait
 
 
 @signals.worker_shutdown.connect

@@ -88,7 +88,7 @@ def test_a_preflight_leaves_no_trace(
 
 def test_what_does_not_fit_is_found_out_before_anything_is_trained(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
-    limit(monkeypatch, 128)
+    limit(monkeypatch, 128, only_training=True)
     events = train()
     assert {each["message"][:31] for each in of_type(events, "warning")} == {"Memory ran out in the preflight"}
     last_warning = max(number for number, each in enumerate(events) if each["type"] == "warning")
@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_found_out_before_anything_is_trained(train: Run, m
 def test_it_says_when_memory_ran_out_and_what_it_goes_on_with(
     train: Run, rows_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    limit(monkeypatch, 128)
+    limit(monkeypatch, 128, only_training=True)
     changes = job(STAGES[name], epochs=1, max_steps=1)
     said = warnings(train(rows=rows_of(KINDS[changes.get("stage", "sft")].rows), **changes))
     assert said[0].startswith(

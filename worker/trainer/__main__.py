@@ -13,6 +13,7 @@ where that ends without one. HOME/ only says, in the list of processes, whose it
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -55,6 +56,7 @@ def main(arguments: list[str]) -> int:
         from worker.trainer import ranks
         from worker.trainer.run import read_spec, run
 
+        gc.freeze()  # what is imported stays: the collections that the Trainer and the end ask for need not look through it
         if processes > 1:
             ranks.join(rank, processes, out)
         run(read_spec(spec), out, emit if rank == 0 else _nobody_hears, stop)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from worker.trainer.base import attend
+from worker.trainer.data.render import Example
 from worker.trainer.data.rows import Item
+from worker.trainer.micro_batches import MicroBatches
 from worker.trainer.precision import autocast
+from worker.trainer.reference import log_probabilities
 
 _ROWS = 16
 
@@ -17,17 +22,12 @@ class Proof:
     """Up to 16 prompts, each with the first token that is learned after it (or, where rows have no answers, the one that the
     untrained model gives), and what the untrained model says of them."""
 
-    def __init__(self, model: Any, items: list[Item]) -> None:
+    def __init__(self, model: Any, items: list[Item], pad_id: int, micro_batches: MicroBatches) -> None:
         """`model` is the base model, prepared, and with nothing learned."""
-        self.token_ids = []
-        for item in items[:: -(-len(items) // _ROWS)]:
-            example = item.examples[0]
-            first = 1 + int(example.loss_mask[1:].argmax())
-            prompt = example.token_ids[:first] if item.row is None else example.token_ids
-            ids = prompt.tolist()
-            follows = int(example.token_ids[first]) if item.row is None else int(self._said(model, ids).argmax())
-            self.token_ids.append([*ids, follows])
-        self.base = self._log_probabilities(model)
+        asked = [_up_to_first(model, item) for item in items[:: -(-len(items) // _ROWS)]]
+        self._asked = sorted(asked, key=lambda item: -item.length)
+        self._pad_id, self._micro_batches = pad_id, micro_batches
+        self._base = self._log_probabilities(model)
 
     def find(self, model: Any) -> dict[str, Any]:
         """The prompt that base and trained model disagree on most.
@@ -37,24 +37,35 @@ class Proof:
         adapter and does not apply it.
         """
         tuned = self._log_probabilities(model)
-        at = max(range(len(tuned)), key=lambda i: abs(tuned[i] - self.base[i]))
-        return {"token_ids": self.token_ids[at], "base_logprob": self.base[at], "tuned_logprob": tuned[at]}
+        at = max(range(len(tuned)), key=lambda i: abs(tuned[i] - self._base[i]))
+        token_ids = self._asked[at].examples[0].token_ids.tolist()
+        return {"token_ids": token_ids, "base_logprob": self._base[at], "tuned_logprob": tuned[at]}
 
     def _log_probabilities(self, model: Any) -> list[float]:
-        return [float(self._said(model, token_ids[:-1])[token_ids[-1]]) for token_ids in self.token_ids]
+        return log_probabilities(model, self._asked, self._pad_id, self._micro_batches)
 
-    @torch.no_grad()
-    def _said(self, model: Any, token_ids: list[int]) -> torch.Tensor:
-        """The log-probability of each token of the vocabulary after these."""
-        device, was_training = next(model.parameters()).device, model.training
-        model.eval()
-        attend(model, len(token_ids))
-        with autocast(device):
-            inputs = torch.tensor([token_ids], device=device)
-            logits = model(input_ids=inputs, use_cache=False).logits[0, -1]
-        model.train(was_training)
-        said: torch.Tensor = logits.float().log_softmax(dim=-1)
-        return said
+
+def _up_to_first(model: Any, item: Item) -> Item:
+    """An item's prompt and one token after it, which is all that it learns."""
+    example = item.examples[0]
+    if item.row is None:
+        token_ids = example.token_ids[: 2 + int(example.loss_mask[1:].argmax())]
+    else:
+        token_ids = np.append(example.token_ids, _most_likely(model, example.token_ids))
+    return Item((Example(token_ids, np.arange(len(token_ids)) == len(token_ids) - 1),))
+
+
+@torch.no_grad()
+def _most_likely(model: Any, token_ids: NDArray[np.int32]) -> np.int32:
+    """The token that the model would go on with."""
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
+    attend(model, len(token_ids))
+    with autocast(device):
+        inputs = torch.from_numpy(token_ids).long().unsqueeze(0).to(device)
+        logits = model(input_ids=inputs, use_cache=False).logits[0, -1]
+    model.train(was_training)
+    return np.int32(logits.argmax().item())
 
 
 @torch.no_grad()

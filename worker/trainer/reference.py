@@ -17,18 +17,26 @@ from worker.trainer.precision import autocast
 from worker.trainer.stages import texts
 
 
-@torch.no_grad()
 def with_reference(model: Any, items: list[Item], pad_id: int, micro_batches: MicroBatches) -> list[Item]:
     """The items, each with the log-probabilities of its texts' loss tokens under the model as it is, without dropout.
 
     Of an attempt that goes on from a checkpoint the model must still be what the first attempt began with.
     """
+    singles = [Item((example,)) for item in items for example in item.examples]
+    longest_first = sorted(range(len(singles)), key=lambda at: -singles[at].length)
+    own = ranks.share(longest_first, lambda at: singles[at].length)
+    found = log_probabilities(model, [singles[at] for at in own], pad_id, micro_batches)
+    of_all = chain(*ranks.gather(list(zip(own, found, strict=True))))
+    in_order = (value for _, value in sorted(of_all))
+    return [replace(item, reference=tuple(next(in_order) for _ in item.examples)) for item in items]
+
+
+@torch.no_grad()
+def log_probabilities(model: Any, singles: list[Item], pad_id: int, micro_batches: MicroBatches) -> list[float]:
+    """Of items of one text each, the longest first, the log-probability of its loss tokens under the model, without dropout."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    singles = [Item((example,)) for item in items for example in item.examples]
-    longest_first = sorted(range(len(singles)), key=lambda at: -singles[at].length)  # the order in which they are cut
-    own = ranks.share(longest_first, lambda at: singles[at].length)
 
     def measure(parts: list[list[Item]]) -> list[float]:
         found: list[float] = []
@@ -38,9 +46,6 @@ def with_reference(model: Any, items: list[Item], pad_id: int, micro_batches: Mi
                 found += texts.log_probabilities(model, batch).tolist()
         return found
 
-    cut = partial(texts.cut, [singles[at] for at in own])
-    found = micro_batches.fit(model, "in measuring", len(own), cut, measure)
+    found = micro_batches.fit(model, "in measuring", len(singles), partial(texts.cut, singles), measure)
     model.train(was_training)
-    of_all = chain(*ranks.gather(list(zip(own, found, strict=True))))
-    in_order = (value for _, value in sorted(of_all))
-    return [replace(item, reference=tuple(next(in_order) for _ in item.examples)) for item in items]
+    return found

@@ -76,8 +76,10 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
         sharding.shard(model)
     model = onto_device(model)
     stop_ids = dataset.stop_token_ids(data.train, tokenizer, spec.spec.template_arguments, stops_at, emit)
+    # A run that goes on measures as the first attempt did, and then trains on with what that had come to.
+    micro_batches = MicroBatches(resumed.made_with["micro_batch_tokens"] if resumed else micro_batch_tokens(), emit)
     is_language_model = base.makes == "language model"
-    proof = Proof(model, data.train) if is_language_model else None
+    proof = Proof(model, data.train, pad_id, micro_batches) if is_language_model else None
     packs = packed.is_wanted(spec, model)
     stage = replace(stage, batches=packed.batches) if packs else stage
     if spec.adapter:
@@ -96,8 +98,6 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
         )
         rollouts = Rollouts(tokenizer, pad_id, stop_ids, settings, judge, trained)
         stage = replace(stage, begin_step=rollouts.begin_step)
-    # A run that goes on measures as the first attempt did, and then trains on with what that had come to.
-    micro_batches = MicroBatches(resumed.made_with["micro_batch_tokens"] if resumed else micro_batch_tokens(), emit)
     if stage.needs_reference(settings) or spec.spec.check.scorecard:
         emit("phase", phase="measuring")
     if stage.needs_reference(settings):
