@@ -13,8 +13,8 @@ from app.jobs.spec import JobSpec
 # Padded tokens of a micro-batch: enough to keep the cores or the GPU busy, little enough for its activations to fit.
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 8192}
 
-# On a CPU texts of fewer tokens than this are learned with plain matrix products for attention (see `worker.trainer.base.attend`).
-PLAIN_ATTENTION_BELOW = 256
+# On a CPU the weights of attention are kept for the backward pass of texts of up to so many tokens: `worker.trainer.attention`.
+ATTENTION_KEPT_UP_TO = 512
 
 # Bytes that a quantised weight takes with its scales: nf4 and fp4 have one in fp32 for each 64 weights, quantised once more
 # with double quantisation; int8 one for each row.
@@ -163,9 +163,8 @@ def memory(
         tokens //= 2  # a row's other text is only compared with
     # Their logarithms and the gradients of those in fp32; the gradients of the logits themselves, with their padding.
     logits = 0 if spec.stage == "rm" else int(tokens * loss_share) * shape.vocabulary * (8 + 4 * size)
-    # Weights of attention are kept where it is made of plain products: in fp32, and in bfloat16 to be multiplied with.
-    is_plain = device == "cpu" and longest < PLAIN_ATTENTION_BELOW and not isinstance(method, Mod)
-    attended = shape.heads * longest * (6 if size == 2 else 4) if is_plain else 0
+    are_kept = device == "cpu" and longest <= ATTENTION_KEPT_UP_TO and not isinstance(method, Mod)
+    attended = shape.heads * longest * size if are_kept else 0
     # Weights in fp32 that are trained are copied to be multiplied with.
     copies = 2 * trained if size == 2 and not isinstance(method, Lora | Qlora) else 0
     whole = Memory(

@@ -20,8 +20,8 @@ from app.jobs.spec import JobSpec
 from tests.trainer.conftest import Run
 from tests.trainer.memory import limit
 from tests.trainer.rows_of_the_table import METHODS, STAGES, job
-from worker.trainer import precision
-from worker.trainer.base import Base, attend
+from worker.trainer import attention, precision
+from worker.trainer.base import Base
 from worker.trainer.failures import of_the_machine
 from worker.trainer.methods import METHODS as METHOD_MODULES
 
@@ -123,7 +123,7 @@ FORWARDS: dict[str, Method] = {
 
 
 @pytest.mark.parametrize("asked", ["fp32", "bf16"])
-@pytest.mark.parametrize("width", [128, 512])
+@pytest.mark.parametrize("width", [128, 640])
 @pytest.mark.parametrize("name", FORWARDS)
 def test_what_a_forward_keeps_is_what_the_estimate_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, width: int, asked: Precision
@@ -146,7 +146,7 @@ def test_what_a_forward_keeps_is_what_the_estimate_says(
             kept[storage.data_ptr()] = storage.nbytes()
         return part
 
-    attend(model, width)
+    attention.choose(model)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda part: part), precision.autocast(torch.device("cpu")):
         made = model(input_ids=ids, use_cache=False, logits_to_keep=1)
     assert made.logits.requires_grad

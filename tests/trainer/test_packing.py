@@ -19,7 +19,7 @@ from benchmarks.families import FAMILIES, TINY, make
 from tests.trainer.conftest import Run
 from tests.trainer.test_families import load
 from tests.trainer.test_sft import gradients, make_examples, plain_loss
-from worker.trainer.base import FLASH
+from worker.trainer.attention import FLASH
 from worker.trainer.data.render import Example
 from worker.trainer.data.rows import Item
 from worker.trainer.failures import Failure

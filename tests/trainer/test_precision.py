@@ -18,7 +18,7 @@ from app.jobs.combinations import STAGES as KINDS
 from tests.trainer.conftest import Run
 from tests.trainer.rows_of_the_table import METHODS, STAGES, job
 from worker.trainer import precision
-from worker.trainer.base import takes_flash
+from worker.trainer.attention import takes_flash
 from worker.trainer.depths import add_routers
 from worker.trainer.failures import Failure
 
@@ -41,9 +41,9 @@ def losses(events: list[dict[str, Any]]) -> list[float]:
 def test_it_is_computed_in_what_is_asked_for(train: Run, tmp_path: Path, asked: str, dtype: str) -> None:
     events = train(hyperparameters={"precision": asked, "epochs": 4})
     made_with = json.loads((tmp_path / "out/manifest.json").read_text())["made_with"]
-    assert (made_with["compute_dtype"], made_with["attention"]) == (dtype, "sdpa")
+    assert (made_with["compute_dtype"], made_with["attention"]) == (dtype, "blockwise")
     [told] = [event for event in events if event["type"] == "started"]
-    assert (told["compute_dtype"], told["attention"]) == (dtype, "sdpa")
+    assert (told["compute_dtype"], told["attention"]) == (dtype, "blockwise")
     assert losses(events)[-1] < 0.8 * losses(events)[0]
 
 
@@ -105,8 +105,8 @@ def test_flash_attention_is_taken_where_hardware_precision_and_architecture_have
     torch.use_deterministic_algorithms(True)
     assert not takes_flash(model, ampere, torch.bfloat16)
     torch.use_deterministic_algorithms(False)
-    add_routers(model, 0.5)
-    assert not takes_flash(model, ampere, torch.bfloat16)
     model._supports_flash_attn = False
-    del model.switches_attention
+    assert not takes_flash(model, ampere, torch.bfloat16)
+    del model._supports_flash_attn
+    add_routers(model, 0.5)
     assert not takes_flash(model, ampere, torch.bfloat16)

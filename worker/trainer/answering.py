@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from transformers import GenerationConfig
 
-from worker.trainer.base import attend
 from worker.trainer.depths import has_routers
 from worker.trainer.precision import autocast
 
@@ -50,7 +49,6 @@ def answers(
         for numbers in _together([len(prompt) for prompt in prompts], new_tokens, micro_batch_tokens, most):
             input_ids, attention_mask = _padded([prompts[number] for number in numbers], pad_id)
             width = input_ids.shape[1]
-            attend(model, width)
             inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
             found = inner.generate(**inputs, generation_config=how, synced_gpus=in_step)[:, width:]
             found = found.cpu().numpy().astype(np.int32)

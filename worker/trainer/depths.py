@@ -36,9 +36,7 @@ def add_routers(model: Any, capacity: float) -> None:
     blocks, config = blocks_of(model), model.config
     if len(blocks) < 2:
         raise ValueError("method.type: mod needs a model of two blocks or more")
-    # `_Routed` reads and makes its masks, so `attend` is to leave it.
-    model.set_attn_implementation("sdpa")
-    model.switches_attention = False
+    model.set_attn_implementation("sdpa")  # whose masks `_Routed` reads and makes
     setattr(config, _ENTRY, {"capacity": capacity})
     config.sliding_window = None
     if getattr(config, "layer_types", None):

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from worker.trainer.base import attend
 from worker.trainer.data.render import Example
 from worker.trainer.data.rows import Item
 from worker.trainer.micro_batches import MicroBatches
@@ -60,7 +59,6 @@ def _most_likely(model: Any, token_ids: NDArray[np.int32]) -> np.int32:
     """The token that the model would go on with."""
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
-    attend(model, len(token_ids))
     with autocast(device):
         inputs = torch.from_numpy(token_ids).long().unsqueeze(0).to(device)
         logits = model(input_ids=inputs, use_cache=False).logits[0, -1]
@@ -74,7 +72,6 @@ def find_score(model: Any, items: list[Item]) -> dict[str, Any]:
     model.eval()
     token_ids = items[0].examples[0].token_ids.tolist()
     device = next(model.parameters()).device
-    attend(model, len(token_ids))
     with autocast(device):
         score = model(input_ids=torch.tensor([token_ids], device=device)).logits[0, 0]
     return {"token_ids": token_ids, "score": float(score)}

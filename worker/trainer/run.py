@@ -15,8 +15,8 @@ from app.jobs import combinations
 from app.jobs.estimate import Memory, count_steps, memory, shape_of
 from app.jobs.hyperparameters import Pretraining, Reinforcement
 from app.jobs.spec import TrainerSpec
-from worker.trainer import artifacts, ranks, scorecard, sharding
-from worker.trainer.base import Base, attention_of, onto_device, random_model
+from worker.trainer import artifacts, attention, ranks, scorecard, sharding
+from worker.trainer.base import Base, onto_device, random_model
 from worker.trainer.checkpoints import Checkpoints, RunState, differences, read_state
 from worker.trainer.data import dataset
 from worker.trainer.data.tokenizer import load_tokenizer
@@ -75,6 +75,7 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
     if settings.sharding == "full" and ranks.count() > 1:
         sharding.shard(model)
     model = onto_device(model)
+    attention.choose(model)
     stop_ids = dataset.stop_token_ids(data.train, tokenizer, spec.spec.template_arguments, stops_at, emit)
     # A run that goes on measures as the first attempt did, and then trains on with what that had come to.
     micro_batches = MicroBatches(resumed.made_with["micro_batch_tokens"] if resumed else micro_batch_tokens(), emit)
@@ -113,7 +114,7 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
         )
         untrained = scorecard.look(model, asked) if asked else {}
 
-    made_with = artifacts.made_with(dtype, compute_dtype(), attention_of(model))
+    made_with = artifacts.made_with(dtype, compute_dtype(), attention.attention_of(model))
     made_with |= {"packed": packs, "micro_batch_tokens": most, "processes": ranks.count()}
     if resumed:
         micro_batches.tokens = min(most, resumed.micro_batch_tokens or most)

@@ -157,18 +157,46 @@ def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
 
 
 class _FewerPasses(LoraVariant):  # type: ignore[misc]  # peft is not type-checked
-    """PEFT's forward of a LoRA layer with the scale applied to the low-rank product and the sum done by the matrix product.
+    """PEFT's forward of a LoRA layer with the low-rank product added to the layer's output where it lies.
 
-    The same function with three passes fewer over tensors of the layer's output size, which cost a small model on a CPU
-    a tenth of its step.
+    The same function with fewer passes over tensors of the layer's size and fewer operations to record, which cost a small
+    model on a CPU a fifth of its step.
     """
 
     @staticmethod
     def forward(
         module: Any, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **kwargs: object
     ) -> torch.Tensor:
-        low_rank = (
-            module.lora_A[active_adapter](module.lora_dropout[active_adapter](x)) * module.scaling[active_adapter]
+        added: torch.Tensor = _AddLowRank.apply(  # type: ignore[no-untyped-call]  # as torch leaves it
+            result,
+            module.lora_dropout[active_adapter](x),
+            module.lora_A[active_adapter].weight,
+            module.lora_B[active_adapter].weight,
+            module.scaling[active_adapter],
         )
-        up = module.lora_B[active_adapter].weight.t()
-        return torch.addmm(result.flatten(0, -2), low_rank.flatten(0, -2), up).view(result.shape)
+        return added
+
+
+class _AddLowRank(torch.autograd.Function):
+    """result + scale · (x Aᵀ) Bᵀ, written over `result` [..., out]; x [..., in], A [rank, in], B [out, rank]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, result: torch.Tensor, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        x = x.to(result.dtype)
+        a, b = down.to(result.dtype), (up * scale).to(result.dtype)
+        low = x.flatten(0, -2) @ a.t()
+        result.flatten(0, -2).addmm_(low, b.t())
+        ctx.save_for_backward(x, low, a, b)
+        ctx.scale = scale
+        ctx.mark_dirty(result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, low, a, b = ctx.saved_tensors
+        flat = gradient.flatten(0, -2)
+        of_low = flat @ b
+        of_x = (of_low @ a).view(x.shape) if ctx.needs_input_grad[1] else None
+        return gradient, of_x, of_low.t() @ x.flatten(0, -2), (flat.t() @ low) * ctx.scale, None

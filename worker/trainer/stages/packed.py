@@ -15,7 +15,7 @@ import torch
 from app.jobs.combinations import why_unpacked
 from app.jobs.hyperparameters import Texts
 from app.jobs.spec import TrainerSpec
-from worker.trainer.base import FLASH, attention_of
+from worker.trainer.attention import FLASH, attention_of
 from worker.trainer.data.render import Example
 from worker.trainer.data.rows import Item
 from worker.trainer.failures import Failure

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from worker.trainer.base import accepts, attend
+from worker.trainer.base import accepts
 from worker.trainer.data.render import Example
 from worker.trainer.data.rows import Item
 
@@ -64,7 +64,6 @@ def collate(examples: Sequence[Example], pad_id: int) -> Batch:
 
 def forward(model: torch.nn.Module, batch: Batch, **more: Any) -> torch.Tensor:
     """The logits of a batch's texts. Of packed ones (see `packed`) there is no mask: their positions tell them apart."""
-    attend(model, batch["input_ids"].shape[1])
     taken = {"input_ids": batch["input_ids"], "attention_mask": batch.get("attention_mask"), "use_cache": False}
     if accepts(model, "position_ids"):
         taken["position_ids"] = batch["position_ids"]
