@@ -199,4 +199,4 @@ class _AddLowRank(torch.autograd.Function):
         flat = gradient.flatten(0, -2)
         of_low = flat @ b
         of_x = (of_low @ a).view(x.shape) if ctx.needs_input_grad[1] else None
-        return gradient, of_x, of_low.t() @ x.flatten(0, -2), (flat.t() @ low) * ctx.scale, None
+        return gradient, of_x, of_low.t() @ x.flatten(0, -2), (low.t() @ flat).t() * ctx.scale, None
