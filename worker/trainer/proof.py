@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from worker.trainer.answering import answers
 from worker.trainer.data.render import Example
 from worker.trainer.data.rows import Item
 from worker.trainer.micro_batches import MicroBatches
@@ -23,8 +24,17 @@ class Proof:
 
     def __init__(self, model: Any, items: list[Item], pad_id: int, micro_batches: MicroBatches) -> None:
         """`model` is the base model, prepared, and with nothing learned."""
-        asked = [_up_to_first(model, item) for item in items[:: -(-len(items) // _ROWS)]]
-        self._asked = sorted(asked, key=lambda item: -item.length)
+        chosen = items[:: -(-len(items) // _ROWS)]
+        if chosen[0].row is None:
+            texts = [_up_to_first(item.examples[0]) for item in chosen]
+        else:
+            prompts = [item.examples[0].token_ids for item in chosen]
+            likeliest = answers(
+                model, prompts, ends=[], new_tokens=1, pad_id=pad_id, micro_batch_tokens=micro_batches.tokens
+            )
+            texts = [np.concatenate(both) for both in zip(prompts, likeliest, strict=True)]
+        texts.sort(key=len, reverse=True)
+        self._asked = [Item((Example(text, np.arange(len(text)) == len(text) - 1),)) for text in texts]
         self._pad_id, self._micro_batches = pad_id, micro_batches
         self._base = self._log_probabilities(model)
 
@@ -44,26 +54,9 @@ class Proof:
         return log_probabilities(model, self._asked, self._pad_id, self._micro_batches)
 
 
-def _up_to_first(model: Any, item: Item) -> Item:
-    """An item's prompt and one token after it, which is all that it learns."""
-    example = item.examples[0]
-    if item.row is None:
-        token_ids = example.token_ids[: 2 + int(example.loss_mask[1:].argmax())]
-    else:
-        token_ids = np.append(example.token_ids, _most_likely(model, example.token_ids))
-    return Item((Example(token_ids, np.arange(len(token_ids)) == len(token_ids) - 1),))
-
-
-@torch.no_grad()
-def _most_likely(model: Any, token_ids: NDArray[np.int32]) -> np.int32:
-    """The token that the model would go on with."""
-    device, was_training = next(model.parameters()).device, model.training
-    model.eval()
-    with autocast(device):
-        inputs = torch.from_numpy(token_ids).long().unsqueeze(0).to(device)
-        logits = model(input_ids=inputs, use_cache=False).logits[0, -1]
-    model.train(was_training)
-    return np.int32(logits.argmax().item())
+def _up_to_first(example: Example) -> NDArray[np.int32]:
+    """A text's tokens up to the first that is learned, and with it."""
+    return example.token_ids[: 2 + int(example.loss_mask[1:].argmax())]
 
 
 @torch.no_grad()

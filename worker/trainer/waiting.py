@@ -41,8 +41,5 @@ def receive() -> SimpleQueue[list[str] | None]:
 def import_all() -> None:
     """What a run imports, also what it would import only on its way."""
     import transformers.models.qwen2.modeling_qwen2  # noqa: F401  # an example: what its kind needs is the most of it
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     import worker.trainer.run  # noqa: F401
-
-    get_checkpoint_conversion_mapping("qwen2")  # made when it is first asked

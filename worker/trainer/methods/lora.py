@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -167,14 +168,13 @@ class _FewerPasses(LoraVariant):  # type: ignore[misc]  # peft is not type-check
     def forward(
         module: Any, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **kwargs: object
     ) -> torch.Tensor:
-        added: torch.Tensor = _AddLowRank.apply(  # type: ignore[no-untyped-call]  # as torch leaves it
+        return _add_low_rank(
             result,
             module.lora_dropout[active_adapter](x),
             module.lora_A[active_adapter].weight,
             module.lora_B[active_adapter].weight,
             module.scaling[active_adapter],
         )
-        return added
 
 
 class _AddLowRank(torch.autograd.Function):
@@ -187,7 +187,7 @@ class _AddLowRank(torch.autograd.Function):
         x = x.to(result.dtype)
         a, b = down.to(result.dtype), (up * scale).to(result.dtype)
         low = x.flatten(0, -2) @ a.t()
-        result.flatten(0, -2).addmm_(low, b.t())
+        result.view(-1, result.shape[-1]).addmm_(low, b.t())  # a view or an error: in a copy the sum would be lost
         ctx.save_for_backward(x, low, a, b)
         ctx.scale = scale
         ctx.mark_dirty(result)
@@ -200,3 +200,8 @@ class _AddLowRank(torch.autograd.Function):
         of_low = flat @ b
         of_x = (of_low @ a).view(x.shape) if ctx.needs_input_grad[1] else None
         return gradient, of_x, of_low.t() @ x.flatten(0, -2), (low.t() @ flat).t() * ctx.scale, None
+
+
+_add_low_rank: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor] = (
+    _AddLowRank.apply
+)
