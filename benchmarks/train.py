@@ -2,13 +2,15 @@
 
     python benchmarks/train.py
     python benchmarks/train.py --rows 1500 --long-rows 64 --llamafactory /path/to/venv
+    python benchmarks/train.py --shape 7b                          # random weights of that shape, where there is a GPU
 
 All train LoRA of rank 8 on all linear layers, 16 rows a step, one epoch, on the answers alone. Short rows are the reviews'; long
-ones are pieces of a book. TRL runs at its defaults, and in the settings that are its best here; LLaMA-Factory (0.9.5, in an
-environment of its own with the same torch) at its defaults. Every contender is a process of its own, timed by its own account of
-the training alone, its memory by the kernel's. Useful tokens are those of the rows as our renderer writes them, without padding,
-for all alike. Other work on the machine can only slow a run, so of each contender the quickest of several counts, taken in turn.
-Prints a Markdown table for each kind of rows, with the share of what this machine reaches in matrix products.
+ones are pieces of a book. TRL runs at its defaults (but in fp32 on a CPU that is slow in bfloat16), and in the settings that are
+its best here; LLaMA-Factory (0.9.5, in an environment of its own with the same torch) at its defaults. Every contender is a
+process of its own, timed by its own account of the training alone. Its memory is what the kernel counts, or what the GPU had less
+of while it ran. Useful tokens are those of the rows as our renderer writes them, without padding, for all alike. Other work on the
+machine can only slow a run, so of each contender the quickest of several counts, taken in turn. Prints a Markdown table for each
+kind of rows, with the share of what this machine reaches in matrix products.
 """
 
 from __future__ import annotations
@@ -35,12 +37,24 @@ BATCH, RANK, LEARNING_RATE = 16, 8, 1e-3
 Row = dict[str, str]
 
 # TRL's settings beside its defaults; padding and checkpointing are what costs most there.
-PLAIN = {"gradient_checkpointing": False}
-TRL: dict[str, dict[str, Any]] = {
+PLAIN: dict[str, Any] = {"gradient_checkpointing": False}
+EVEN = PLAIN | {"train_sampling_strategy": "group_by_length"}
+CHUNKED = EVEN | {"loss_type": "chunked_nll"}
+FOURS = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": BATCH // 4}
+TRL = {
     "TRL, defaults": {},
-    "TRL, rows of like length": PLAIN | {"train_sampling_strategy": "group_by_length"},
-    "TRL, rows of like length, chunked loss": PLAIN | {"train_sampling_strategy": "group_by_length", "loss_type": "chunked_nll"},
+    "TRL, rows of like length": EVEN,
+    "TRL, rows of like length, chunked loss": CHUNKED,
+    "TRL, rows of like length, chunked loss, 4 at a time": CHUNKED | FOURS,
     "TRL, packed": PLAIN | {"packing": True},
+}
+
+# Qwen2.5's, but for the vocabulary's meaning.
+SHAPES: dict[str, dict[str, Any]] = {
+    "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+             "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True},
+    "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+           "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False},
 }  # fmt: skip
 
 
@@ -56,7 +70,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of training alone, and the peak of the process's memory in bytes."""
+    """Seconds of training alone, and the peak of the process's memory, or of the GPU's, in bytes."""
 
     seconds: float
     peak: int
@@ -71,13 +85,13 @@ def main() -> None:
         "short": (short_rows(options.data, options.rows), 1024),
         "long": (long_rows(options.book, options.long_rows), 2048),
     }
-    peak = matrix_products(options.threads)
-    print(f"Matrix products in bfloat16, {options.threads} threads: {peak / 1e9:.0f} GFLOP/s.\n")
-    for kind, (rows, max_length) in kinds.items():
-        if rows:
-            compare(
-                kind, Work(options.model, rows, max_length, options.threads), options.llamafactory, peak, options.rounds
-            )
+    options.peak = matrix_products(options.threads)
+    print(f"Matrix products, {options.threads} threads: {options.peak / 1e9:,.0f} GFLOP/s.\n", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        model = random_model(options.model, SHAPES[options.shape], Path(folder)) if options.shape else options.model
+        for kind, (rows, max_length) in kinds.items():
+            if rows:
+                compare(kind, Work(model, rows, max_length, options.threads), options)
 
 
 def arguments() -> argparse.Namespace:
@@ -89,6 +103,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=SHARED / "data/reviews_zh/train.jsonl", help="the reviews")
     parser.add_argument("--book", type=Path, default=SHARED / "data/corpus_clear/wizard_of_oz_gutenberg.txt")
     parser.add_argument("--model", type=Path, default=SHARED / "models/reviews-base", help="the base model's folder")
+    parser.add_argument("--shape", choices=SHAPES, help="instead of the model's weights random ones of this shape")
+    parser.add_argument("--without", nargs="*", default=[], help="contenders to leave out, by name")
     parser.add_argument("--llamafactory", type=Path, help="an environment that has LLaMA-Factory 0.9.5")
     parser.add_argument("--trl", help=argparse.SUPPRESS)  # this script is TRL's process too
     return parser.parse_args()
@@ -110,53 +126,83 @@ def long_rows(path: Path, count: int) -> list[Row]:
     ]
 
 
+def random_model(tokenizer: Path, shape: dict[str, Any], folder: Path) -> Path:
+    """Writes a model of the shape in bfloat16, with random weights and this folder's tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
+
+    own = AutoTokenizer.from_pretrained(tokenizer)
+    config = Qwen2Config(**shape, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    own.save_pretrained(folder)
+    return folder
+
+
 def matrix_products(threads: int) -> float:
-    """Operations a second of bfloat16 matrix products, the best of several."""
+    """Operations a second of matrix products, the best of several, in whichever of bfloat16 and fp32 is quicker."""
     import torch
 
     torch.set_num_threads(threads)
-    a, b = (torch.randn(2048, 2048, dtype=torch.bfloat16) for _ in range(2))
-    best = 0.0
-    for _ in range(20):
-        began = time.perf_counter()
-        a @ b
-        best = max(best, 2 * 2048**3 / (time.perf_counter() - began))
+    on_gpu = torch.cuda.is_available()
+    size, best = 8192 if on_gpu else 2048, 0.0
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(size, size, dtype=dtype, device="cuda" if on_gpu else "cpu") for _ in range(2))
+        for _ in range(20):
+            began = time.perf_counter()
+            a @ b
+            if on_gpu:
+                torch.cuda.synchronize()
+            took = time.perf_counter() - began
+            best = max(best, 2 * size**3 / took)
+            if took > 1:  # a CPU that has no bfloat16
+                break
     return best
 
 
-def compare(kind: str, work: Work, llamafactory: Path | None, peak: float, rounds: int) -> None:
-    contenders: dict[str, Callable[[Path], Measured]] = {"Burnish": lambda folder: ours(work, folder)}
+def compare(kind: str, work: Work, options: argparse.Namespace) -> None:
+    contenders: dict[str, Callable[[Path], Measured | None]] = {"Burnish": lambda folder: ours(work, folder)}
     contenders |= {name: lambda folder, s=settings: trl(work, s, folder) for name, settings in TRL.items()}
-    if llamafactory:
-        contenders["LLaMA-Factory 0.9.5, defaults"] = lambda folder: llama_factory(work, llamafactory, folder)
+    if options.llamafactory:
+        contenders["LLaMA-Factory 0.9.5, defaults"] = lambda folder: llama_factory(work, options.llamafactory, folder)
     tokens, parameters = counted(work)
     print(f"{len(work.rows):,} {kind} rows, {tokens:,} tokens, {tokens / len(work.rows):.0f} a row\n")
-    quickest: dict[str, Measured] = {}
-    for _ in range(rounds):
+    quickest: dict[str, Measured | None] = {}
+    for _ in range(options.rounds):
         for name, run in contenders.items():
+            if name in options.without:
+                continue
             with tempfile.TemporaryDirectory() as folder:
                 found = run(Path(folder))
-            print(f"{name}: {found.seconds:.1f} s", file=sys.stderr, flush=True)
-            if name not in quickest or found.seconds < quickest[name].seconds:
-                quickest[name] = found
+            print(f"{name}: {f'{found.seconds:.1f} s' if found else 'out of memory'}", file=sys.stderr, flush=True)
+            before = quickest.get(name)
+            quickest[name] = found if before is None or (found and found.seconds < before.seconds) else before
+    own = quickest["Burnish"]
     print("| | useful tokens/s | ours is | of the matrix products | peak memory |\n|---|---|---|---|---|")
-    for name, found in quickest.items():
-        rate = tokens / found.seconds
+    for name, best in quickest.items():
+        if best is None or own is None:
+            print(f"| {name} | out of memory | | | |")
+            continue
+        rate = tokens / best.seconds
         # LoRA needs the gradient of what passes through a weight, and not that of the weight: 4 operations, not 6.
-        share = 4 * parameters * rate / peak
-        ratio = found.seconds / quickest["Burnish"].seconds
-        print(f"| {name} | {rate:,.0f} | {ratio:.1f} × | {share:.0%} | {found.peak / 2**20:,.0f} MiB |")
+        share = 4 * parameters * rate / options.peak
+        ratio = best.seconds / own.seconds
+        print(f"| {name} | {rate:,.0f} | {ratio:.1f} × | {share:.0%} | {best.peak / 2**20:,.0f} MiB |")
     print(flush=True)
 
 
 def counted(work: Work) -> tuple[int, int]:
     """The rows' tokens, cut as all cut them, and the model's parameters that multiply, embeddings apart."""
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(work.model)
     texts = [tokenizer.apply_chat_template(messages(row), tokenize=False) for row in work.rows]
     tokens = sum(min(len(ids), work.max_length) for ids in tokenizer(texts).input_ids)
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(work.model))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(work.model))
     return tokens, model.num_parameters() - model.get_input_embeddings().weight.numel()
 
 
@@ -164,23 +210,42 @@ def messages(row: Row) -> list[dict[str, str]]:
     return [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}]
 
 
-def process(command: list[str], environment: dict[str, str], log: Path) -> int:
-    """Runs it to its end; its peak memory in bytes."""
+def process(command: list[str], environment: dict[str, str], log: Path) -> int | None:
+    """Runs it to its end; its peak memory in bytes, None where that ran out."""
+    import torch
+
+    def free() -> int:
+        return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
+
+    at_first = least = free()
     with log.open("wb") as written:
         started = subprocess.Popen(
             command, cwd=REPOSITORY, env=os.environ | environment, stdout=written, stderr=subprocess.STDOUT
         )
-        _, status, used = os.wait4(started.pid, 0)
+        ended = 0
+        while not ended:
+            time.sleep(0.02)
+            least = min(least, free())
+            ended, status, used = os.wait4(started.pid, os.WNOHANG)
     if status:
-        sys.exit(f"{command}:\n{log.read_text(errors='replace')[-3000:]}")
-    return used.ru_maxrss * 1024
+        said = log.read_text(errors="replace")
+        if "OutOfMemoryError" in said:
+            return None
+        sys.exit(f"{command}:\n{said[-3000:]}")
+    return at_first - least if torch.cuda.is_available() else used.ru_maxrss * 1024
+
+
+def is_on_cpu() -> bool:
+    import torch
+
+    return not torch.cuda.is_available()
 
 
 def threads_of(work: Work) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(work.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
 
 
-def ours(work: Work, folder: Path) -> Measured:
+def ours(work: Work, folder: Path) -> Measured | None:
     """The trainer's own command."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -206,20 +271,22 @@ def ours(work: Work, folder: Path) -> Measured:
     (folder / "spec.json").write_text(json.dumps({"job": "job_1", "attempt": 1, "spec": spec, **paths}))
     command = [sys.executable, "-m", "worker.trainer", str(folder / "spec.json"), str(folder / "out")]
     peak = process(command, threads_of(work), folder / "log")
+    if peak is None:
+        return None
     last = next(
         json.loads(line) for line in (folder / "log").read_text().splitlines() if line.startswith('{"type": "finished"')
     )
     return Measured(last["training_seconds"], peak)
 
 
-def trl(work: Work, settings: dict[str, Any], folder: Path) -> Measured:
+def trl(work: Work, settings: dict[str, Any], folder: Path) -> Measured | None:
     told = {
         "model": str(work.model), "rows": work.rows, "max_length": work.max_length, "settings": settings,
         "out": str(folder / "out"), "threads": work.threads,
     }  # fmt: skip
     (folder / "told.json").write_text(json.dumps(told))
     peak = process([sys.executable, __file__, "--trl", str(folder / "told.json")], threads_of(work), folder / "log")
-    return Measured(json.loads((folder / "out/seconds.json").read_text()), peak)
+    return None if peak is None else Measured(json.loads((folder / "out/seconds.json").read_text()), peak)
 
 
 def train_with_trl(told: dict[str, Any]) -> None:
@@ -229,11 +296,14 @@ def train_with_trl(told: dict[str, Any]) -> None:
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
+    from worker.trainer.precision import computes_bf16
+
     torch.set_num_threads(told["threads"])
     rows = [{"prompt": messages(row)[:1], "completion": messages(row)[1:]} for row in told["rows"]]
+    settings = {"per_device_train_batch_size": BATCH} | told["settings"]
     arguments = SFTConfig(
-        output_dir=told["out"], use_cpu=True, per_device_train_batch_size=BATCH, num_train_epochs=1, learning_rate=LEARNING_RATE,
-        max_length=told["max_length"], report_to="none", save_strategy="no", **told["settings"],
+        output_dir=told["out"], use_cpu=is_on_cpu(), bf16=computes_bf16(), num_train_epochs=1, learning_rate=LEARNING_RATE,
+        max_length=told["max_length"], report_to="none", save_strategy="no", **settings,
     )  # fmt: skip
     adapter = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = SFTTrainer(told["model"], arguments, train_dataset=Dataset.from_list(rows), peft_config=adapter)
@@ -242,7 +312,7 @@ def train_with_trl(told: dict[str, Any]) -> None:
     (Path(told["out"]) / "seconds.json").write_text(json.dumps(found.metrics["train_runtime"]))
 
 
-def llama_factory(work: Work, environment: Path, folder: Path) -> Measured:
+def llama_factory(work: Work, environment: Path, folder: Path) -> Measured | None:
     (folder / "rows.json").write_text(json.dumps([row | {"input": ""} for row in work.rows]))  # a column that it wants
     (folder / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.json"}}))
     (folder / "torchaudio").mkdir()  # imported at its start, and not needed
@@ -250,14 +320,15 @@ def llama_factory(work: Work, environment: Path, folder: Path) -> Measured:
     settings = {
         "model_name_or_path": str(work.model), "stage": "sft", "do_train": True, "finetuning_type": "lora", "lora_rank": RANK,
         "lora_target": "all", "dataset": "rows", "dataset_dir": str(folder), "template": "qwen", "output_dir": str(folder / "out"),
-        "per_device_train_batch_size": BATCH, "num_train_epochs": 1, "learning_rate": LEARNING_RATE, "use_cpu": True,
+        "per_device_train_batch_size": BATCH, "num_train_epochs": 1, "learning_rate": LEARNING_RATE, "use_cpu": is_on_cpu(),
         "report_to": "none", "cutoff_len": work.max_length, "save_strategy": "no",
     }  # fmt: skip
     (folder / "job.yaml").write_text(json.dumps(settings))  # which is YAML too
     command = [str(environment / "bin/llamafactory-cli"), "train", str(folder / "job.yaml")]
     peak = process(command, threads_of(work) | {"PYTHONPATH": str(folder)}, folder / "log")
-    results = json.loads((folder / "out/train_results.json").read_text())
-    return Measured(results["train_runtime"], peak)
+    if peak is None:
+        return None
+    return Measured(json.loads((folder / "out/train_results.json").read_text())["train_runtime"], peak)
 
 
 if __name__ == "__main__":

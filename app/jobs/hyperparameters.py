@@ -63,7 +63,7 @@ class Texts(Hyperparameters):
     packing: Literal["auto", True, False] = Field(
         "auto",
         description="Whether several texts are laid one after the other into a row, in place of padding. auto: where "
-        "FlashAttention 2 is used, on models that it was shown to work on.",
+        "attention is `varlen` (a GPU's FlashAttention), on models that it was shown to work on.",
     )
 
 

@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import LlamaConfig
 
 from app.jobs.combinations import STAGES as KINDS
 from tests.trainer.conftest import Run
 from tests.trainer.rows_of_the_table import METHODS, STAGES, job
 from worker.trainer import precision
-from worker.trainer.attention import takes_flash
-from worker.trainer.depths import add_routers
+from worker.trainer.attention import takes_varlen
 from worker.trainer.failures import Failure
 
 
@@ -96,17 +95,14 @@ def test_where_no_scale_is_small_enough_the_run_ends(scale: float, norm: float, 
     assert not precision.was_left_out(SimpleNamespace(scaler=None), norm)
 
 
-def test_flash_attention_is_taken_where_hardware_precision_and_architecture_have_it(base: Path) -> None:
-    model, ampere = AutoModelForCausalLM.from_pretrained(base), (8, 0)
-    assert takes_flash(model, ampere, torch.bfloat16)
-    assert takes_flash(model, (9, 0), torch.float16)
-    assert not takes_flash(model, (7, 5), torch.float16)
-    assert not takes_flash(model, ampere, torch.float32)
+def test_varlen_attention_is_taken_where_hardware_precision_and_architecture_have_it() -> None:
+    config, ampere = LlamaConfig(), (8, 0)
+    assert takes_varlen(config, ampere, torch.bfloat16)
+    assert takes_varlen(config, (9, 0), torch.float16)
+    assert not takes_varlen(config, (7, 5), torch.float16)
+    assert not takes_varlen(config, ampere, torch.float32)
+    assert not takes_varlen(LlamaConfig(head_dim=512), ampere, torch.bfloat16)
+    assert not takes_varlen(LlamaConfig(attention_dropout=0.1), ampere, torch.bfloat16)
     torch.use_deterministic_algorithms(True)
-    assert not takes_flash(model, ampere, torch.bfloat16)
+    assert not takes_varlen(config, ampere, torch.bfloat16)
     torch.use_deterministic_algorithms(False)
-    model._supports_flash_attn = False
-    assert not takes_flash(model, ampere, torch.bfloat16)
-    del model._supports_flash_attn
-    add_routers(model, 0.5)
-    assert not takes_flash(model, ampere, torch.bfloat16)

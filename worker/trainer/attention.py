@@ -6,42 +6,49 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
-from transformers.utils import is_flash_attn_2_available
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
 
 from app.jobs.estimate import ATTENTION_KEPT_UP_TO
 from worker.trainer.base import inner_of
 from worker.trainer.depths import has_routers
 from worker.trainer.precision import compute_dtype
 
-# transformers' names of the package flash_attn's, and of ours.
-FLASH, BLOCKWISE = "flash_attention_2", "blockwise"
+# Their names in transformers.
+VARLEN, BLOCKWISE = "varlen", "blockwise"
 
 _BLOCK = 256  # queries
+_WIDEST_HEAD = 256  # that FlashAttention's kernels have
 
 
 def choose(model: Any) -> None:
     """Lets the model attend as is quick on its device, where it can: its own way may be what it was made with."""
     inner = inner_of(model)
+    if inner.config._attn_implementation != "sdpa" or not inner._can_set_attn_implementation():
+        return
+    if has_routers(inner.config):  # their blocks read masks and make them anew
+        return
     if inner.device.type == "cpu":
-        if inner.config._attn_implementation == "sdpa" and _may_choose(inner):
-            inner.set_attn_implementation(BLOCKWISE)
-    elif is_flash_attn_2_available() and takes_flash(model, torch.cuda.get_device_capability(), compute_dtype()):
-        inner.set_attn_implementation(FLASH)
+        inner.set_attn_implementation(BLOCKWISE)
+    elif takes_varlen(inner.config, torch.cuda.get_device_capability(), compute_dtype()):
+        inner.set_attn_implementation(VARLEN)
 
 
-def takes_flash(model: torch.nn.Module, capability: tuple[int, int], compute: torch.dtype) -> bool:
-    """Whether FlashAttention 2 (Dao, 2023, arXiv:2307.08691) computes this model, in this precision, on a GPU of this compute
-    capability: from Ampere on, in 16 bits. Its backward pass adds up in no fixed order, so not where that is asked for."""
-    inner = inner_of(model)
+def takes_varlen(config: Any, capability: tuple[int, int], compute: torch.dtype) -> bool:
+    """Whether PyTorch's FlashAttention 2 (Dao, 2023, arXiv:2307.08691) computes a model of this configuration, in this precision,
+    on a GPU of this compute capability: from Ampere on, in 16 bits, heads of a multiple of 8. Its backward pass adds up in no fixed
+    order, so not where that is asked for; and it drops none of its weights."""
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return bool(
         capability >= (8, 0)
         and compute in (torch.bfloat16, torch.float16)
         and not torch.are_deterministic_algorithms_enabled()
-        and getattr(inner, "_supports_flash_attn", False)
-        and _may_choose(inner)
+        and width <= _WIDEST_HEAD
+        and width % 8 == 0
+        and not getattr(config, "attention_dropout", 0)
     )
 
 
@@ -50,9 +57,45 @@ def attention_of(model: torch.nn.Module) -> str:
     return str(inner_of(model).config._attn_implementation)
 
 
-def _may_choose(inner: Any) -> bool:
-    # A router's block reads its masks and makes them anew.
-    return bool(inner._can_set_attn_implementation()) and not has_routers(inner.config)
+def varlen(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **more: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention of each text of a packed row alone, where it is told where they begin; else what transformers' `sdpa` does.
+
+    query [1, heads, T, width], key and value [1, shared heads, T, width], cu_seq_lens_q [texts + 1] int32, from 0 to T,
+    max_length_q tokens of the longest text; returns [1, T, heads, width].
+    """
+    if cu_seq_lens_q is None or max_length_q is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)  # type: ignore[no-any-return]
+    dtype = _dtype_of(query)
+    q, k, v = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
+    window = (-1 if sliding_window is None else sliding_window - 1, 0)
+    begins, longest = cu_seq_lens_q, max_length_q
+    answered = varlen_attn(
+        q, k, v, begins, begins, longest, longest, scale=scaling, window_size=window, enable_gqa=True
+    )
+    assert isinstance(answered, torch.Tensor)  # and not the softmax's sums too
+    return answered.unsqueeze(0), None
+
+
+def _dtype_of(query: torch.Tensor) -> torch.dtype:
+    device = query.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+
+
+def _mask_unless_packed(*, attention_mask: torch.Tensor | None, **more: Any) -> torch.Tensor | None:
+    """Packed rows come without a mask, and need none."""
+    return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **more)
 
 
 def blockwise(
@@ -74,11 +117,10 @@ def blockwise(
     """
     (rows, _, length, width), (_, shared, keys, _) = query.shape, key.shape
     dropout = dropout if module.training else 0.0
-    device = query.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    dtype = _dtype_of(query)
     key, value = key.to(dtype), value.to(dtype)
     found = []
-    with torch.autocast(device, enabled=False):  # which would make the weights in fp32
+    with torch.autocast(query.device.type, enabled=False):  # which would make the weights in fp32
         scaled = (query * (width**-0.5 if scaling is None else scaling)).to(dtype).view(rows, shared, -1, length, width)
         for start in range(0, length, _BLOCK):
             end = min(start + _BLOCK, length)
@@ -109,3 +151,5 @@ def _block(
 
 AttentionInterface.register(BLOCKWISE, blockwise)
 AttentionMaskInterface.register(BLOCKWISE, eager_mask)
+AttentionInterface.register(VARLEN, varlen)
+AttentionMaskInterface.register(VARLEN, _mask_unless_packed)

@@ -1,7 +1,7 @@
 """Packing: several texts one after the other in a row, in place of padding. None of them sees another.
 
-A micro-batch is one row. Its positions begin anew with each text, from which transformers makes a mask in blocks (for plain
-attention and PyTorch's own), or the lengths that FlashAttention takes, so that a text costs what it costs alone.
+A micro-batch is one row. Its positions begin anew with each text, from which transformers makes a mask in blocks, for a model
+that takes one; `attention.varlen` is told where they begin, and a text costs what it costs alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from app.jobs.combinations import why_unpacked
 from app.jobs.hyperparameters import Texts
 from app.jobs.spec import TrainerSpec
-from worker.trainer.attention import FLASH, attention_of
+from worker.trainer.attention import VARLEN, attention_of
 from worker.trainer.data.render import Example
 from worker.trainer.data.rows import Item
 from worker.trainer.failures import Failure
@@ -36,7 +36,7 @@ def is_wanted(spec: TrainerSpec, model: Any) -> bool:
     if settings.packing is True and reason:
         message = f"hyperparameters.packing: the rows of this job cannot be packed. {reason}"
         raise Failure("trainer_error", message, "Leave hyperparameters.packing out.")
-    return not reason and (settings.packing is True or attention_of(model) == FLASH)
+    return not reason and (settings.packing is True or attention_of(model) == VARLEN)
 
 
 def batches(items: Sequence[Item], pad_id: int, max_tokens: int) -> list[Batch]:
@@ -60,12 +60,22 @@ def cut(items: Sequence[Item], max_tokens: int) -> list[list[Item]]:
 
 
 def collate(examples: Sequence[Example]) -> Batch:
-    """As `texts.collate`, of one row [1, T] without padding and mask."""
+    """As `texts.collate`, of one row [1, T] without padding and mask; and `boundaries`, what `attention.varlen` takes, by the names
+    that transformers' models hand on."""
     masks = [
         np.append(False, example.loss_mask[1:]) for example in examples
     ]  # what is before a text does not predict it
     row = Example(np.concatenate([example.token_ids for example in examples]), np.concatenate(masks))
     batch = texts.collate([row], 0)
     del batch["attention_mask"]
-    positions = [torch.arange(len(example.token_ids)) for example in examples]
-    return batch | {"position_ids": torch.cat(positions).unsqueeze(0)}
+    lengths = [len(example.token_ids) for example in examples]
+    begins = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32))
+    return batch | {
+        "position_ids": torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0),
+        "boundaries": {
+            "cu_seq_lens_q": begins,
+            "cu_seq_lens_k": begins,
+            "max_length_q": max(lengths),
+            "max_length_k": max(lengths),
+        },
+    }

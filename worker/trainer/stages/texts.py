@@ -63,11 +63,11 @@ def collate(examples: Sequence[Example], pad_id: int) -> Batch:
 
 
 def forward(model: torch.nn.Module, batch: Batch, **more: Any) -> torch.Tensor:
-    """The logits of a batch's texts. Of packed ones (see `packed`) there is no mask: their positions tell them apart."""
+    """The logits of a batch's texts. Of packed ones (see `packed`) there is no mask: positions and boundaries tell them apart."""
     taken = {"input_ids": batch["input_ids"], "attention_mask": batch.get("attention_mask"), "use_cache": False}
     if accepts(model, "position_ids"):
         taken["position_ids"] = batch["position_ids"]
-    logits: torch.Tensor = model(**taken, **more).logits
+    logits: torch.Tensor = model(**taken, **batch.get("boundaries", {}), **more).logits
     return logits
 
 
