@@ -49,6 +49,8 @@ TRL = {
     "TRL, packed": PLAIN | {"packing": True},
 }
 
+LLAMA_FACTORY = "LLaMA-Factory 0.9.5, defaults"
+
 # Qwen2.5's, but for the vocabulary's meaning.
 SHAPES: dict[str, dict[str, Any]] = {
     "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
@@ -104,7 +106,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--book", type=Path, default=SHARED / "data/corpus_clear/wizard_of_oz_gutenberg.txt")
     parser.add_argument("--model", type=Path, default=SHARED / "models/reviews-base", help="the base model's folder")
     parser.add_argument("--shape", choices=SHAPES, help="instead of the model's weights random ones of this shape")
-    parser.add_argument("--without", nargs="*", default=[], help="contenders to leave out, by name")
+    parser.add_argument(
+        "--without", nargs="*", choices=[*TRL, LLAMA_FACTORY], default=[], help="contenders to leave out"
+    )
     parser.add_argument("--llamafactory", type=Path, help="an environment that has LLaMA-Factory 0.9.5")
     parser.add_argument("--trl", help=argparse.SUPPRESS)  # this script is TRL's process too
     return parser.parse_args()
@@ -166,7 +170,7 @@ def compare(kind: str, work: Work, options: argparse.Namespace) -> None:
     contenders: dict[str, Callable[[Path], Measured | None]] = {"Burnish": lambda folder: ours(work, folder)}
     contenders |= {name: lambda folder, s=settings: trl(work, s, folder) for name, settings in TRL.items()}
     if options.llamafactory:
-        contenders["LLaMA-Factory 0.9.5, defaults"] = lambda folder: llama_factory(work, options.llamafactory, folder)
+        contenders[LLAMA_FACTORY] = lambda folder: llama_factory(work, options.llamafactory, folder)
     tokens, parameters = counted(work)
     print(f"{len(work.rows):,} {kind} rows, {tokens:,} tokens, {tokens / len(work.rows):.0f} a row\n")
     quickest: dict[str, Measured | None] = {}
@@ -182,14 +186,14 @@ def compare(kind: str, work: Work, options: argparse.Namespace) -> None:
     own = quickest["Burnish"]
     print("| | useful tokens/s | ours is | of the matrix products | peak memory |\n|---|---|---|---|---|")
     for name, best in quickest.items():
-        if best is None or own is None:
+        if best is None:
             print(f"| {name} | out of memory | | | |")
             continue
         rate = tokens / best.seconds
         # LoRA needs the gradient of what passes through a weight, and not that of the weight: 4 operations, not 6.
         share = 4 * parameters * rate / options.peak
-        ratio = best.seconds / own.seconds
-        print(f"| {name} | {rate:,.0f} | {ratio:.1f} × | {share:.0%} | {best.peak / 2**20:,.0f} MiB |")
+        ratio = f"{best.seconds / own.seconds:.1f} ×" if own else ""
+        print(f"| {name} | {rate:,.0f} | {ratio} | {share:.0%} | {best.peak / 2**20:,.0f} MiB |")
     print(flush=True)
 
 
@@ -229,7 +233,7 @@ def process(command: list[str], environment: dict[str, str], log: Path) -> int |
             ended, status, used = os.wait4(started.pid, os.WNOHANG)
     if status:
         said = log.read_text(errors="replace")
-        if "OutOfMemoryError" in said:
+        if re.search("OutOfMemoryError|out of memory", said):
             return None
         sys.exit(f"{command}:\n{said[-3000:]}")
     return at_first - least if torch.cuda.is_available() else used.ru_maxrss * 1024
@@ -242,7 +246,8 @@ def is_on_cpu() -> bool:
 
 
 def threads_of(work: Work) -> dict[str, str]:
-    return {"OMP_NUM_THREADS": str(work.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
+    one_gpu = {"CUDA_VISIBLE_DEVICES": "0"}  # else contenders would spread over all that there are
+    return one_gpu | {"OMP_NUM_THREADS": str(work.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
 
 
 def ours(work: Work, folder: Path) -> Measured | None:

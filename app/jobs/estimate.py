@@ -11,7 +11,7 @@ from app.jobs.methods import Apollo, Freeze, Galore, Lora, Method, Mod, Qlora
 from app.jobs.spec import JobSpec
 
 # Padded tokens of a micro-batch: enough to keep the cores or the GPU busy, little enough for its activations to fit.
-MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 8192}
+MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
 
 # On a CPU the weights of attention are kept for the backward pass of texts of up to so many tokens: `worker.trainer.attention`.
 ATTENTION_KEPT_UP_TO = 512

@@ -60,6 +60,20 @@ def test_a_model_that_answers_from_a_cache_says_the_same() -> None:
     assert torch.equal(model.generate(ids, **asked), expected)
 
 
+@pytest.mark.parametrize("how", [attention.VARLEN, attention.BLOCKWISE])
+def test_answers_to_a_prompt_longer_than_a_window_are_the_same(how: str) -> None:
+    torch.manual_seed(1)
+    model = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=16, initializer_range=0.3))
+    ids = torch.randint(3, 32, (1, 40))  # all of it seen, for which transformers drops the mask
+    expected = model.generate(ids, max_new_tokens=12, do_sample=False)
+    model.set_attn_implementation(how)
+    assert torch.equal(model.generate(ids, max_new_tokens=12, do_sample=False), expected)
+    with torch.no_grad():
+        said = model(input_ids=ids).logits
+        model.set_attn_implementation("sdpa")
+        torch.testing.assert_close(said, model(input_ids=ids).logits)
+
+
 def test_attention_of_its_own_and_routers_stay(base: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
     attention.choose(model)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import send_to_device
 from safetensors.torch import load_file
 from torch.nn.attention.varlen import varlen_attn
 from transformers import MistralConfig, MistralForCausalLM
@@ -17,11 +18,12 @@ from transformers import MistralConfig, MistralForCausalLM
 from tests.trainer.conftest import Run
 from tests.trainer.test_packing import plain_kernel, some_text
 from worker.trainer import attention
-from worker.trainer.stages import packed, sft, texts
+from worker.trainer.stages import packed, texts
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
-LENGTHS = (700, 90, 61, 40, 1)
+LENGTHS = (90, 700, 61, 40, 1)
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which is read once, before the first matrix product
 
 
 @pytest.mark.parametrize("window", [None, 16])
@@ -36,60 +38,54 @@ def test_the_kernel_does_as_documented(window: int | None) -> None:
     }
     both = []
     kernel: Callable[..., torch.Tensor]
-    for kernel, device, dtype in (
-        (plain_kernel, "cpu", torch.float32),
-        (varlen_attn, "cuda", torch.bfloat16),
-    ):
-        given = [tensor.to(device, dtype).requires_grad_() for tensor in tensors]
+    for kernel, device, dtype in ((plain_kernel, "cpu", torch.float32), (varlen_attn, "cuda", torch.bfloat16)):
+        given = [tensor.clone().to(device, dtype).requires_grad_() for tensor in tensors]
         found = kernel(*given, begins.to(device), begins.to(device), max(LENGTHS), max(LENGTHS), **options)
-        (found.float() ** 2).sum().backward()
+        (found.float() ** 2).sum().backward()  # type: ignore[no-untyped-call]
         both.append([found, *(tensor.grad for tensor in given)])
     for plain, quick in zip(*both, strict=True):
         assert torch.dist(plain, quick.cpu().float()) < 2e-2 * plain.norm()
 
 
-def test_packed_rows_learn_what_padded_ones_learn() -> None:
+@pytest.mark.parametrize("window", [None, 16])
+def test_packed_rows_say_and_learn_what_padded_ones_do(window: int | None) -> None:
     torch.manual_seed(0)
     config = MistralConfig(
         vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, sliding_window=16, initializer_range=0.05,
+        num_key_value_heads=2, sliding_window=window, initializer_range=0.05,
     )  # fmt: skip
     model: Any = MistralForCausalLM(config).cuda()
     examples = [some_text(length) for length in LENGTHS]
-    found = []
+    said, learned = [], []
     for how, batch in (("sdpa", texts.collate(examples, 0)), (attention.VARLEN, packed.collate(examples))):
         model.set_attn_implementation(how)
         model.zero_grad()
-        there = {name: value.cuda() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
-        there["boundaries"] = {
-            name: value.cuda() if isinstance(value, torch.Tensor) else value
-            for name, value in batch.get("boundaries", {}).items()
-        }
         with torch.autocast("cuda", torch.bfloat16):
-            loss = sft.loss(model, there, None)[0]
-        loss.backward()
-        found.append((loss, torch.cat([weight.grad.flatten() for weight in model.parameters()])))
-    (one, own), (other, others) = found
-    torch.testing.assert_close(one, other, rtol=1e-3, atol=0)
-    assert torch.dist(own, others) < 5e-2 * own.norm()
+            losses = texts.losses(model, send_to_device(batch, "cuda"))
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        said.append(losses)
+        learned.append(torch.cat([weight.grad.flatten() for weight in model.parameters()]))
+    for plain, quick in zip(*(each.split([length - 1 for length in LENGTHS]) for each in said), strict=True):
+        torch.testing.assert_close(quick, plain, rtol=0, atol=5e-2)
+    assert torch.dist(*learned) < 5e-2 * learned[0].norm()
 
 
 @pytest.mark.parametrize("method", [{"type": "lora"}, {"type": "qlora"}, {"type": "qlora", "quantization": "int8"}])
-def test_a_run_on_a_gpu_learns_and_its_estimate_is_of_the_right_size(
-    train: Run, tmp_path: Path, method: dict[str, Any]
-) -> None:
-    events = train(method=method, hyperparameters={"max_steps": 12, "learning_rate": 5e-3})
+def test_a_run_on_a_gpu_learns_from_packed_rows(train: Run, tmp_path: Path, method: dict[str, Any]) -> None:
+    events = train(method=method, hyperparameters={"max_steps": 12, "epochs": 3, "learning_rate": 5e-3})
     losses = [event["loss"] for event in events if event["type"] == "step"]
     assert losses[-1] < losses[0]
     [told] = [event for event in events if event["type"] == "started"]
     assert (told["attention"], told["packed"], told["compute_dtype"]) == (attention.VARLEN, True, "bfloat16")
     [flight] = [event for event in events if event["type"] == "preflight"]
     assert flight["peak_memory_bytes"] > 0
-    assert json.loads((tmp_path / "out/manifest.json").read_text())["made_with"]["device"] != "cpu"
 
 
 def test_deterministic_runs_have_the_same_bits(train: Run, tmp_path: Path) -> None:
-    for out in ("one", "other"):
-        train(out=out, hyperparameters={"max_steps": 6, "deterministic": True})
+    try:
+        for out in ("one", "other"):
+            train(out=out, hyperparameters={"max_steps": 6, "deterministic": True})
+    finally:
+        torch.use_deterministic_algorithms(False)
     one, other = (load_file(tmp_path / out / "adapter/adapter_model.safetensors") for out in ("one", "other"))
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -12,6 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from app.jobs.combinations import PACKED_FAMILIES
 from app.jobs.estimate import ATTENTION_KEPT_UP_TO
 from worker.trainer.base import inner_of
 from worker.trainer.depths import has_routers
@@ -27,9 +28,9 @@ _WIDEST_HEAD = 256  # that FlashAttention's kernels have
 def choose(model: Any) -> None:
     """Lets the model attend as is quick on its device, where it can: its own way may be what it was made with."""
     inner = inner_of(model)
-    if inner.config._attn_implementation != "sdpa" or not inner._can_set_attn_implementation():
+    if inner.config.model_type not in PACKED_FAMILIES or inner.config._attn_implementation != "sdpa":
         return
-    if has_routers(inner.config):  # their blocks read masks and make them anew
+    if not inner._can_set_attn_implementation() or has_routers(inner.config):  # which read masks and make them anew
         return
     if inner.device.type == "cpu":
         inner.set_attn_implementation(BLOCKWISE)
@@ -93,11 +94,6 @@ def _dtype_of(query: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
 
 
-def _mask_unless_packed(*, attention_mask: torch.Tensor | None, **more: Any) -> torch.Tensor | None:
-    """Packed rows come without a mask, and need none."""
-    return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **more)
-
-
 def blockwise(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -152,4 +148,4 @@ def _block(
 AttentionInterface.register(BLOCKWISE, blockwise)
 AttentionMaskInterface.register(BLOCKWISE, eager_mask)
 AttentionInterface.register(VARLEN, varlen)
-AttentionMaskInterface.register(VARLEN, _mask_unless_packed)
+AttentionMaskInterface.register(VARLEN, sdpa_mask)
