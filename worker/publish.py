@@ -95,19 +95,18 @@ def _answering(job: Job, model: Model, beat: Callable[[], None]) -> str:
     """Waits until an engine answers with the model's own weights. Returns a sentence that says so. Raises `DeployFailed`."""
     deadline = time.monotonic() + get_settings().engine_wait_seconds
     why = f"no engine was up after {get_settings().engine_wait_seconds:.0f} s"
-    place = serving.Place(None, None)
+    with writing() as session:
+        serving.want(session, model)  # whatever failed before, it is tried now
     while time.monotonic() < deadline:
         beat()
         with reading() as session:
-            wanted = serving.is_wanted(session, model)
-        if not wanted and place.error is None:
+            place, wanted = serving.locate(session, model), serving.is_wanted(session, model)
+        if place.error:
+            raise DeployFailed(f"The engine cannot serve the model: {place.error['message']}")
+        if not wanted:
             # Said again whenever it is not so: an engine may be stopped to make room before the adapter is in it.
             with writing() as session:
                 serving.want(session, model)
-        with reading() as session:
-            place = serving.locate(session, model)
-        if place.error:
-            raise DeployFailed(f"The engine cannot serve the model: {place.error['message']}")
         if place.url:
             try:
                 with attempts.renewing(job):

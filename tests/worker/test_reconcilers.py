@@ -17,9 +17,10 @@ from app.jobs.tables import Job
 from app.kit import queue, storage
 from app.kit.database import DEFAULT_PROJECT, reading, writing
 from app.kit.ids import new_id
-from app.models.tables import Model
+from app.models.tables import Engine, EngineAdapter, Model
 from app.projects import stored
 from tests.conftest import Backend
+from worker.publish import DeployFailed, deploy
 from worker.reconcilers import rounds
 from worker.reconcilers.leftovers import remove_leftovers
 from worker.reconcilers.orphaned_blobs import remove_orphaned_blobs
@@ -222,6 +223,30 @@ def test_a_failed_deployment_keeps_the_weights_and_says_so(client: httpx.Client,
     assert (model["status"], model["error"]["code"]) == ("failed", "deploy_failed")
     remove_leftovers()
     assert key in storage.folders("artifacts")
+
+
+@pytest.mark.parametrize("what", [Engine, EngineAdapter])
+def test_what_an_engine_refuses_ends_the_deployment_with_its_reason(
+    client: httpx.Client, job: dict[str, Any], what: type[Engine | EngineAdapter]
+) -> None:
+    claimed, _, id = stored_model(job)
+    with reading() as session:
+        model, row = session.get_one(Model, id), session.get_one(Job, claimed.id)
+    seen = []
+
+    def controller() -> None:
+        """Refuses between two looks; that it was asked for before is forgotten."""
+        seen.append(1)
+        if len(seen) == 2:
+            with writing() as session:
+                engine = session.get_one(Engine, model.base_model_id)
+                refused = engine if what is Engine else session.get_one(what, id)
+                refused.error = {"code": "refused", "message": "No such layer.", "param": None, "hint": None}
+                engine.status, engine.generation = "failed" if what is Engine else "ready", 1
+
+    with pytest.raises(DeployFailed, match="No such layer"):
+        deploy(row, model, controller)
+    assert len(seen) == 2
 
 
 def test_a_second_attempt_keeps_the_measurements_of_a_model_that_is_stored(
