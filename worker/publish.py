@@ -37,7 +37,11 @@ INDISTINCT = 0.05
 
 
 class DeployFailed(Exception):
-    """The artifact is there, but no engine answers with it."""
+    """The artifact is there, but no engine answers with it. `hint` says what to do."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint or "The engine's log is in BURNISH_HOME/logs."
 
 
 def publish(job: Job, output: Path) -> Model:
@@ -102,7 +106,7 @@ def _answering(job: Job, model: Model, beat: Callable[[], None]) -> str:
         with reading() as session:
             place, wanted = serving.locate(session, model), serving.is_wanted(session, model)
         if place.error:
-            raise DeployFailed(f"The engine cannot serve the model: {place.error['message']}")
+            raise DeployFailed(f"The engine cannot serve the model: {place.error['message']}", place.error.get("hint"))
         if not wanted:
             # Said again whenever it is not so: an engine may be stopped to make room before the adapter is in it.
             with writing() as session:

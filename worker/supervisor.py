@@ -178,7 +178,7 @@ def _attempt(job: Job, slots: Slots, workspace: Path, beat: Beat) -> None:
             row = attempts.hold(session, job)
             STOPPED_BY[stop.why](session, row)
     except DeployFailed as error:
-        failure = {"code": "deploy_failed", "message": str(error), "hint": "The engine's log is in BURNISH_HOME/logs."}
+        failure = {"code": "deploy_failed", "message": str(error), "hint": error.hint}
     if failure is not None:
         if failure["code"] == "gpu_failed":
             slots.fail_gpus(job, failure["message"])

@@ -154,11 +154,21 @@ def test_auto_takes_vllm_where_it_is_installed(tmp_path: Path) -> None:
     assert choose_engine(Settings(vllm_python=python, engine="embedded")) is embedded
 
 
-def test_what_vllm_does_not_know_is_the_embedded_engine_s(house: House) -> None:
-    house.add_model("model_plain")
+def test_what_vllm_does_not_know_is_the_embedded_engine_s(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = tmp_path / "lib/python3.11/site-packages/vllm/model_executor/models"
+    models.mkdir(parents=True)
+    (models / "registry.py").write_text('MODELS = {"BaichuanForCausalLM": ("baichuan", "BaichuanForCausalLM")}')
+    settings = Settings(vllm_python=tmp_path / "bin/python")
+    monkeypatch.setattr(rows, "runs_own_code", lambda model: "own_code" in model.facts)
+    house.add_model("model_plain", facts={"architecture": "NewForCausalLM"})
     house.add_model("model_score", kind="reward")
     house.add_model("model_routed", kind="merged", facts={"mixture_of_depths": True})
-    for id in ("model_plain", "model_score", "model_routed"):
+    house.add_model("model_known", facts={"architecture": "BaichuanForCausalLM", "own_code": True})
+    house.add_model("model_own", facts={"architecture": "OwnForCausalLM", "own_code": True})
+    for id in ("model_plain", "model_score", "model_routed", "model_known", "model_own"):
         house.want(id)
-    chosen = {id: engine_for(wanted, vllm) for id, wanted in rows.read_engines().items()}
-    assert chosen == {"model_plain": vllm, "model_score": embedded, "model_routed": embedded}
+    chosen = {id: engine_for(wanted, vllm, settings) for id, wanted in rows.read_engines().items()}
+    assert {id for id, engine in chosen.items() if engine is vllm} == {"model_plain", "model_known"}
+    assert {id for id, engine in chosen.items() if engine is embedded} == {"model_score", "model_routed", "model_own"}

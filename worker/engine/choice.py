@@ -18,6 +18,8 @@ def choose_engine(settings: Settings) -> InferenceEngine:
     return ENGINES[name]
 
 
-def engine_for(wanted: WantedEngine, usual: InferenceEngine) -> InferenceEngine:
-    """The engine of these weights: the embedded one for reward models and Mixture-of-Depths, else the machine's usual one."""
-    return embedded if wanted.kind == "reward" or wanted.mixture_of_depths else usual
+def engine_for(wanted: WantedEngine, usual: InferenceEngine, settings: Settings) -> InferenceEngine:
+    """The engine of these weights: the embedded one for reward models, Mixture-of-Depths and models that only code of their own
+    can load and vLLM has none for; else the machine's usual one."""
+    only_own = usual is vllm and wanted.own_code and not vllm.knows(wanted.architecture, settings.vllm_python)
+    return embedded if wanted.kind == "reward" or wanted.mixture_of_depths or only_own else usual

@@ -175,7 +175,7 @@ def _consider(state: State, wanted: WantedEngine, engines: dict[str, WantedEngin
         return
     waited = now - state.waiting_since.setdefault(model_id, now)
     try:
-        engine = engine_for(wanted, state.engine)
+        engine = engine_for(wanted, state.engine, state.settings)
         needed = engine.memory_needed(life.model_folder(wanted.kind, wanted.location), state.settings)
         if not _has_room(state, engine, needed):
             _make_room(state, engine, needed, waited, engines)

@@ -27,6 +27,7 @@ class WantedEngine:
     kind: str
     location: str | None
     chat_template: str | None
+    architecture: str
     own_code: bool
     mixture_of_depths: bool = False
 
@@ -58,6 +59,7 @@ def _wanted(engine: Engine, model: Model) -> WantedEngine:
         kind=model.kind,
         location=model.location,
         chat_template=model.chat_template,
+        architecture=model.facts.get("architecture", ""),
         own_code=runs_own_code(model),
         mixture_of_depths=bool(model.facts.get("mixture_of_depths")),
     )

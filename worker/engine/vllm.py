@@ -28,6 +28,13 @@ def is_installed(settings: Settings) -> bool:
     return os.access(python, os.X_OK) and any(packages)
 
 
+@cache
+def knows(architecture: str, python: Path) -> bool:
+    """Whether the vLLM that is installed there has code for the architecture, seen without importing it."""
+    registries = python.parent.parent.glob("lib/python3*/site-packages/vllm/model_executor/models/registry.py")
+    return any(f'"{architecture}"' in registry.read_text() for registry in registries)
+
+
 def command(launch: Launch, settings: Settings) -> list[str]:
     """vLLM's OpenAI server as a module: the `vllm` command of the CPU build fails on its own metadata."""
     arguments = {
