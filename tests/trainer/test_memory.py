@@ -102,9 +102,8 @@ def test_it_says_when_memory_ran_out_and_what_it_goes_on_with(
     limit(monkeypatch, 128, only_training=True)
     changes = job(STAGES[name], epochs=1, max_steps=1)
     said = warnings(train(rows=rows_of(KINDS[changes.get("stage", "sft")].rows), **changes))
-    assert said[0].startswith(
-        "Memory ran out at step 1, with micro-batches of up to 4096 padded tokens. It goes on with "
-    )
+    before = f"with micro-batches of up to {estimate.MICRO_BATCH_TOKENS['cpu']} padded tokens"
+    assert said[0].startswith(f"Memory ran out at step 1, {before}. It goes on with ")
 
 
 def test_a_single_row_that_does_not_fit_ends_the_run(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
