@@ -87,13 +87,13 @@ def main() -> None:
         "short": (short_rows(options.data, options.rows), 1024),
         "long": (long_rows(options.book, options.long_rows), 2048),
     }
-    options.peak = matrix_products(options.threads)
-    print(f"Matrix products, {options.threads} threads: {options.peak / 1e9:,.0f} GFLOP/s.\n", flush=True)
+    peak = matrix_products(options.threads)
+    print(f"Matrix products, {options.threads} threads: {peak / 1e9:,.0f} GFLOP/s.\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         model = random_model(options.model, SHAPES[options.shape], Path(folder)) if options.shape else options.model
         for kind, (rows, max_length) in kinds.items():
             if rows:
-                compare(kind, Work(model, rows, max_length, options.threads), options)
+                compare(kind, Work(model, rows, max_length, options.threads), options, peak)
 
 
 def arguments() -> argparse.Namespace:
@@ -166,7 +166,7 @@ def matrix_products(threads: int) -> float:
     return best
 
 
-def compare(kind: str, work: Work, options: argparse.Namespace) -> None:
+def compare(kind: str, work: Work, options: argparse.Namespace, peak: float) -> None:
     contenders: dict[str, Callable[[Path], Measured | None]] = {"Burnish": lambda folder: ours(work, folder)}
     contenders |= {name: lambda folder, s=settings: trl(work, s, folder) for name, settings in TRL.items()}
     if options.llamafactory:
@@ -191,7 +191,7 @@ def compare(kind: str, work: Work, options: argparse.Namespace) -> None:
             continue
         rate = tokens / best.seconds
         # LoRA needs the gradient of what passes through a weight, and not that of the weight: 4 operations, not 6.
-        share = 4 * parameters * rate / options.peak
+        share = 4 * parameters * rate / peak
         ratio = f"{best.seconds / own.seconds:.1f} ×" if own else ""
         print(f"| {name} | {rate:,.0f} | {ratio} | {share:.0%} | {best.peak / 2**20:,.0f} MiB |")
     print(flush=True)

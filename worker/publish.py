@@ -30,6 +30,8 @@ from worker.engine.protocol import EngineError
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
+# Memory comes free again, so an engine that finds none is asked for once more, as long as there is time.
+OUT_OF_ROOM = "engine_memory"
 # How far a score may be from the trainer's: engine and trainer may compute in different precisions.
 SAME_SCORE = 0.1
 # A fine-tune that moved a probed log-probability by less than this cannot be told from its base.
@@ -106,7 +108,9 @@ def _answering(job: Job, model: Model, beat: Callable[[], None]) -> str:
         with reading() as session:
             place, wanted = serving.locate(session, model), serving.is_wanted(session, model)
         if place.error:
-            raise DeployFailed(f"The engine cannot serve the model: {place.error['message']}", place.error.get("hint"))
+            why = f"the engine cannot serve it: {place.error['message']}"
+            if place.error["code"] != OUT_OF_ROOM:
+                raise DeployFailed(f"The model does not answer: {why}", place.error.get("hint"))
         if not wanted:
             # Said again whenever it is not so: an engine may be stopped to make room before the adapter is in it.
             with writing() as session:

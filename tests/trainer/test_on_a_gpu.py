@@ -20,7 +20,9 @@ from tests.trainer.test_packing import plain_kernel, some_text
 from worker.trainer import attention
 from worker.trainer.stages import packed, texts
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="a GPU's kernels are tried, and there is no GPU here"
+)
 
 LENGTHS = (90, 700, 61, 40, 1)
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which is read once, before the first matrix product
@@ -41,7 +43,7 @@ def test_the_kernel_does_as_documented(window: int | None) -> None:
     for kernel, device, dtype in ((plain_kernel, "cpu", torch.float32), (varlen_attn, "cuda", torch.bfloat16)):
         given = [tensor.clone().to(device, dtype).requires_grad_() for tensor in tensors]
         found = kernel(*given, begins.to(device), begins.to(device), max(LENGTHS), max(LENGTHS), **options)
-        (found.float() ** 2).sum().backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward((found.float() ** 2).sum())
         both.append([found, *(tensor.grad for tensor in given)])
     for plain, quick in zip(*both, strict=True):
         assert torch.dist(plain, quick.cpu().float()) < 2e-2 * plain.norm()
@@ -62,7 +64,7 @@ def test_packed_rows_say_and_learn_what_padded_ones_do(window: int | None) -> No
         model.zero_grad()
         with torch.autocast("cuda", torch.bfloat16):
             losses = texts.losses(model, send_to_device(batch, "cuda"))
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(losses.sum())
         said.append(losses)
         learned.append(torch.cat([weight.grad.flatten() for weight in model.parameters()]))
     for plain, quick in zip(*(each.split([length - 1 for length in LENGTHS]) for each in said), strict=True):

@@ -126,9 +126,8 @@ def test_packed_rows_stay_within_the_budget_hold_every_text_and_have_no_padding(
     assert [len(part) for part in packed.cut(items, 1)] == [1] * len(items)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU, on which they are packed by themselves")
-@pytest.mark.parametrize(("asked", "is_packed"), [("auto", False), (True, True), (False, False)])
-def test_on_a_cpu_rows_are_packed_only_where_it_is_asked_for(
+@pytest.mark.parametrize(("asked", "is_packed"), [("auto", torch.cuda.is_available()), (True, True), (False, False)])
+def test_rows_are_packed_where_it_is_asked_for_and_by_themselves_on_a_gpu(
     train: Run, tmp_path: Path, asked: Any, is_packed: bool
 ) -> None:
     events = train(hyperparameters={"packing": asked, "max_steps": 2})

@@ -249,6 +249,24 @@ def test_what_an_engine_refuses_ends_the_deployment_with_its_reason(
     assert len(seen) == 2
 
 
+def test_an_engine_that_finds_no_memory_is_asked_for_again(client: httpx.Client, job: dict[str, Any]) -> None:
+    claimed, _, id = stored_model(job)
+    with reading() as session:
+        model, row = session.get_one(Model, id), session.get_one(Job, claimed.id)
+    codes, found = ["engine_memory", "refused"], []
+
+    def controller() -> None:
+        with writing() as session:
+            engine = session.get_one(Engine, model.base_model_id)
+            found.append(engine.status)
+            engine.status = "failed"
+            engine.error = {"code": codes[len(found) - 1], "message": "Not now.", "param": None, "hint": "Wait."}
+
+    with pytest.raises(DeployFailed, match=r"Not now\.") as failed:
+        deploy(row, model, controller)
+    assert (found[1:], failed.value.hint) == (["wanted"], "Wait.")
+
+
 def test_a_second_attempt_keeps_the_measurements_of_a_model_that_is_stored(
     client: httpx.Client, job: dict[str, Any]
 ) -> None:

@@ -77,7 +77,10 @@ def varlen(
     max_length_q tokens of the longest text; returns [1, T, heads, width].
     """
     if cu_seq_lens_q is None or max_length_q is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)  # type: ignore[no-any-return]
+        plain: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **more
+        )
+        return plain
     dtype = _dtype_of(query)
     q, k, v = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
     window = (-1 if sliding_window is None else sliding_window - 1, 0)
