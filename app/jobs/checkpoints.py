@@ -151,7 +151,7 @@ def _adopt(session: Session, model: Model) -> None:
             code="model_not_found",
             hint="What is made of a checkpoint is served with the base model that it was trained on.",
         )
-    way = _way(spec)
+    way = _way(spec, base)
     model.kind, model.status = kind_of(spec, way), "ready" if weights == way else "merging"
     model.base_model, model.chat_template, model.job_id = base, template, checkpoint.job_id
     model.location = f"{checkpoint.key}/{weights}"
@@ -166,9 +166,10 @@ def _template(key: str) -> str | None:
         return None
 
 
-def _way(spec: JobSpec) -> Literal["adapter", "merged"]:
+def _way(spec: JobSpec, base: Model) -> Literal["adapter", "merged"]:
     """How the engines serve what is made of a checkpoint."""
-    if served(spec.stage, spec.method).mode != "adapter" or not isinstance(spec.method, Lora | Qlora):
+    own = served(spec.stage, spec.method, base.facts.get("model_type"))
+    if own.mode != "adapter" or not isinstance(spec.method, Lora | Qlora):
         return "merged"
     return "adapter" if spec.method.saved().rank <= get_settings().max_lora_rank else "merged"
 

@@ -61,6 +61,10 @@ def why_unpacked(settings: Hyperparameters, method: Method, family: str | None, 
     return None
 
 
+# Families (`model_type`) of which vLLM 0.32 loads no adapter on this module.
+UNSERVED_ADAPTERS = {"glm4": "gate_up_proj"}
+
+
 class Served(NamedTuple):
     """How an outcome is served unless something else is asked for, and why so; where there is no adapter to serve, what
     somebody is to do who asks for one."""
@@ -70,8 +74,8 @@ class Served(NamedTuple):
     instead_of_adapter: str | None = None
 
 
-def served(stage: StageName, method: Method) -> Served:
-    """How what this stage makes by this method is served."""
+def served(stage: StageName, method: Method, family: str | None = None) -> Served:
+    """How what this stage makes by this method of a model of this family is served."""
     if STAGES[stage].makes == "reward model":
         reason = "A reward model's scores come from its whole weights, which the embedded engine loads."
         return Served("merged", reason, "Leave deploy.mode out.")
@@ -85,6 +89,9 @@ def served(stage: StageName, method: Method) -> Served:
     if method.variant == "dora":
         reason = "vLLM does not load DoRA's adapters: it is merged and served as weights of its own."
         return Served("merged", reason, "Leave deploy.mode out, or method.variant.")
+    unserved = UNSERVED_ADAPTERS.get(family or "")
+    if unserved and (method.target_modules == "all-linear" or unserved in method.target_modules):
+        return Served("merged", f"vLLM loads no adapter on {unserved} of a model of type '{family}'.")
     if method.variant == "pissa":
         return Served("adapter", "It is converted to a plain adapter of twice its rank and loaded beside its base.")
     return Served("adapter", "The adapter is loaded beside its base.")
@@ -97,6 +104,7 @@ def why_so(stage: StageName, method: Method, mode: Mode) -> str:
         return own.reason
     return {
         "adapter": "It was asked for.",
-        "merged": "It was asked for: the adapter is merged into its base and served as weights of its own.",
+        "merged": "The adapter is merged into its base and served as weights of its own: it was asked for, or vLLM loads none "
+        "on these layers of such a model.",
         "none": "It was asked for: the outcome is stored, and loaded when it is first asked.",
     }[mode]

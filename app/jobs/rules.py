@@ -167,7 +167,7 @@ def _packing_is_known_to_work(spec: JobSpec, base: Model, dataset: Dataset) -> N
 
 def _is_served(spec: JobSpec, base: Model, dataset: Dataset) -> None:
     """Writes out how the outcome is served."""
-    way = served(spec.stage, spec.method)
+    way = served(spec.stage, spec.method, base.facts.get("model_type"))
     if spec.deploy.mode == "auto":
         spec.deploy.mode = way.mode
     if spec.deploy.mode == "adapter" and way.instead_of_adapter:

@@ -174,6 +174,25 @@ def test_packing_is_refused_on_a_family_that_it_was_not_shown_to_work_on(
     assert (auto["hyperparameters"]["packing"], auto["hyperparameters"]["precision"]) == ("auto", "auto")
 
 
+def test_an_adapter_that_vllm_does_not_load_is_merged_unless_it_is_asked_for(
+    client: httpx.Client, dataset: str, folder: Path
+) -> None:
+    config(folder, model_type="glm4")
+    name = f"m-{secrets.token_hex(4)}"
+    client.post("/models", json={"name": name, "source": str(folder)}).raise_for_status()
+
+    def deployed(**body: Any) -> dict[str, Any]:
+        answer = client.post("/jobs", json={"base_model": name, "dataset": dataset} | body).raise_for_status()
+        deploy: dict[str, Any] = answer.json()["deploy"]
+        return deploy
+
+    own = deployed()
+    assert own["mode"] == "merged"
+    assert "vLLM" in own["reason"]
+    assert deployed(deploy={"mode": "adapter"})["mode"] == "adapter"
+    assert deployed(base_model="demo-base")["mode"] == "adapter"
+
+
 def test_missing_fields_and_broken_json_say_so(client: httpx.Client) -> None:
     error = client.post("/jobs", json={"base_model": "demo-base"}).json()["error"]
     assert (error["code"], error["param"]) == ("missing_field", "dataset")

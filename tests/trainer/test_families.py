@@ -44,3 +44,14 @@ def test_a_family_s_adapter_is_loaded_by_peft_and_merged_alike(
         base = load(folder, own)(input_ids=ids).logits
     assert not torch.allclose(tuned, base, atol=1e-3)
     torch.testing.assert_close(tuned, merged, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("modules", "weights"), [("all-linear", "merged"), (["q_proj"], "adapter")])
+def test_what_is_only_stored_is_stored_as_vllm_loads_it(
+    train: Run, tmp_path: Path, modules: str | list[str], weights: str
+) -> None:
+    folder = make(FAMILIES["glm4"], tmp_path / "base", TINY)
+    rows = write_rows(tmp_path / "one.parquet", [chat("Red?", "Blue.")] * 4)
+    method = {"type": "lora", "target_modules": modules}
+    train(base_model=str(folder), rows=rows, method=method, hyperparameters={"max_steps": 1}, deploy={"mode": "none"})
+    assert (tmp_path / "out" / "merged").is_dir() is (weights == "merged")

@@ -9,7 +9,7 @@ from typing import Any
 from app.jobs.combinations import served
 from app.jobs.spec import TrainerSpec
 from worker.trainer import artifacts
-from worker.trainer.base import Base, own_dtype
+from worker.trainer.base import Base, inner_of, own_dtype
 from worker.trainer.checkpoints import RunState, unreadable_checkpoint
 from worker.trainer.events import Emit
 from worker.trainer.merging import write_merged
@@ -51,7 +51,10 @@ class Writer:
             return
         self._save(model, out / "adapter")
         spec = self.spec.spec
-        if "merged" in (spec.deploy.mode, served(spec.stage, spec.method).mode):
+        mode = spec.deploy.mode
+        if mode == "none":
+            mode = served(spec.stage, spec.method, inner_of(model).config.model_type).mode
+        if mode == "merged":
             emit("phase", phase="merging")
             del model
             write_merged(self.base, out / "adapter", self.tokenizer, self.stop_ids, out / "merged")
