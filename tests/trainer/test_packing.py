@@ -44,6 +44,10 @@ def says(model: Any, batch: dict[str, Any]) -> torch.Tensor:
         return texts.forward(model, batch)
 
 
+def says_alone(model: Any, example: Example) -> torch.Tensor:
+    return says(model, texts.collate([example], 0))[0, -len(example.token_ids) :]
+
+
 def plain_kernel(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, begins: torch.Tensor, *others: Any, **options: Any
 ) -> torch.Tensor:
@@ -68,7 +72,7 @@ def test_a_text_in_a_packed_row_says_what_it_says_alone(tmp_path: Path, name: st
     assert model.config.model_type in PACKED_FAMILIES
     examples = [some_text(length) for length in lengths]
     together = packed.collate(examples)
-    alone = torch.cat([says(model, texts.collate([example], 0))[0] for example in examples])
+    alone = torch.cat([says_alone(model, example) for example in examples])
     torch.testing.assert_close(says(model, together)[0], alone, rtol=1e-4, atol=1e-4)
     # They would say something else if they saw each other.
     seen = says(model, together | {"attention_mask": torch.ones_like(together["input_ids"])})[0]
@@ -86,7 +90,7 @@ def test_so_it_does_where_attention_is_told_the_boundaries(
         model.config._attn_implementation == "sdpa"
     )  # which Gemma 2's capped scores cannot be, so `choose` leaves it alone
     examples = [some_text(length) for length in lengths]
-    alone = torch.cat([says(model, texts.collate([example], 0))[0] for example in examples])
+    alone = torch.cat([says_alone(model, example) for example in examples])
     padded = says(model, texts.collate(examples, 0))
     model.set_attn_implementation(attention.VARLEN)
     torch.testing.assert_close(says(model, packed.collate(examples))[0], alone, rtol=1e-4, atol=1e-4)

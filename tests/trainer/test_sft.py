@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
+from worker.trainer import precision
 from worker.trainer.base import accepts
 from worker.trainer.data.render import Example
 from worker.trainer.data.rows import Item
@@ -84,7 +85,16 @@ def test_micro_batches_stay_within_the_budget_and_hold_every_row() -> None:
     assert sum(batch["tokens"] for batch in batches) == 40 + 31 + 17 + 9 + 4
 
 
+@pytest.mark.parametrize(("asked", "widths"), [("fp32", [23, 19, 16]), ("bf16", [24, 24, 16])])
+def test_in_16_bits_there_are_fewer_widths(monkeypatch: pytest.MonkeyPatch, asked: str, widths: list[int]) -> None:
+    monkeypatch.setattr(precision, "_asked", asked)
+    texts = [Example(np.arange(n, dtype=np.int32), np.arange(n) >= n - 2) for n in (23, 19, 16)]
+    batches = sft.batches([Item((text,)) for text in texts], 0, 30)
+    assert [batch["input_ids"].shape for batch in batches] == [(1, width) for width in widths]
+    assert [batch["tokens"] for batch in batches] == [23, 19, 16]
+
+
 def test_logits_are_computed_only_where_there_is_loss() -> None:
-    answers = [Example(np.arange(n, dtype=np.int32), np.arange(n) >= n - 2) for n in (50, 46, 41)]
+    answers = [Example(np.arange(n, dtype=np.int32), np.arange(n) >= n - 2) for n in (56, 52, 47)]
     [batch] = sft.batches([Item((answer,)) for answer in answers], 0, 1000)
-    assert batch["columns"].tolist() == [47, 48]
+    assert batch["columns"].tolist() == [53, 54]

@@ -52,7 +52,7 @@ class Writer:
         self._save(model, out / "adapter")
         spec = self.spec.spec
         mode = spec.deploy.mode
-        if mode == "none":
+        if mode not in ("adapter", "merged"):
             mode = served(spec.stage, spec.method, inner_of(model).config.model_type).mode
         if mode == "merged":
             emit("phase", phase="merging")

@@ -15,7 +15,7 @@ from app.jobs import combinations
 from app.jobs.estimate import Memory, count_steps, memory, shape_of
 from app.jobs.hyperparameters import Pretraining, Reinforcement
 from app.jobs.spec import TrainerSpec
-from worker.trainer import artifacts, attention, ranks, scorecard, sharding
+from worker.trainer import artifacts, attention, last_block, ranks, scorecard, sharding
 from worker.trainer.base import Base, onto_device, random_model
 from worker.trainer.checkpoints import Checkpoints, RunState, differences, read_state
 from worker.trainer.data import dataset
@@ -76,6 +76,7 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
         sharding.shard(model)
     model = onto_device(model)
     attention.choose(model)
+    last_block.narrow(model)
     stop_ids = dataset.stop_token_ids(data.train, tokenizer, spec.spec.template_arguments, stops_at, emit)
     # A run that goes on measures as the first attempt did, and then trains on with what that had come to.
     micro_batches = MicroBatches(resumed.made_with["micro_batch_tokens"] if resumed else micro_batch_tokens(), emit)

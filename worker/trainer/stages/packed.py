@@ -66,7 +66,7 @@ def collate(examples: Sequence[Example]) -> Batch:
         np.append(False, example.loss_mask[1:]) for example in examples
     ]  # what is before a text does not predict it
     row = Example(np.concatenate([example.token_ids for example in examples]), np.concatenate(masks))
-    batch = texts.collate([row], 0)
+    batch = texts.collate([row], 0, width=len(row.token_ids))
     del batch["attention_mask"]
     lengths = [len(example.token_ids) for example in examples]
     begins = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32))

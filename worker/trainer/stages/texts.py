@@ -11,10 +11,15 @@ from torch.nn import functional
 from worker.trainer.base import accepts
 from worker.trainer.data.render import Example
 from worker.trainer.data.rows import Item
+from worker.trainer.last_block import read_at
+from worker.trainer.precision import compute_dtype
 
 Batch = dict[str, Any]
 
 NO_LOSS = -100  # cross_entropy's ignore_index
+
+# In 16 bits a CPU's kernels are compiled for each shape, at a millisecond each, and GPUs like such widths: there are fewer.
+_WIDTHS_OF_16_BITS = 8
 
 
 def cut(items: Sequence[Item], max_tokens: int) -> list[list[Item]]:
@@ -30,17 +35,22 @@ def cut(items: Sequence[Item], max_tokens: int) -> list[list[Item]]:
 
 
 def _width(item: Item) -> int:
-    return max(len(example.token_ids) for example in item.examples)
+    return _padded(max(len(example.token_ids) for example in item.examples))
 
 
-def collate(examples: Sequence[Example], pad_id: int) -> Batch:
-    """Pads on the left, so that answers of like length lie in the same columns at the right end.
+def _padded(width: int) -> int:
+    return width if compute_dtype() is torch.float32 else width + -width % _WIDTHS_OF_16_BITS
+
+
+def collate(examples: Sequence[Example], pad_id: int, width: int | None = None) -> Batch:
+    """Pads on the left, so that answers of like length lie in the same columns at the right end, to `width` or to what is good for
+    speed.
 
     Returns input_ids, attention_mask, position_ids [B, T] int64; columns [K] int64, those whose logits predict a loss
     token of any row; labels [B, K] int64, the tokens predicted there, -100 where there is no loss; and the number of
     tokens (padding not counted).
     """
-    width = max(len(example.token_ids) for example in examples)
+    width = width or _padded(max(len(example.token_ids) for example in examples))
     input_ids = torch.full((len(examples), width), pad_id)
     attention_mask = torch.zeros_like(input_ids)
     labels = torch.full_like(input_ids, NO_LOSS)
@@ -67,6 +77,7 @@ def forward(model: torch.nn.Module, batch: Batch, **more: Any) -> torch.Tensor:
     taken = {"input_ids": batch["input_ids"], "attention_mask": batch.get("attention_mask"), "use_cache": False}
     if accepts(model, "position_ids"):
         taken["position_ids"] = batch["position_ids"]
+    read_at(model, more.get("logits_to_keep"))
     logits: torch.Tensor = model(**taken, **batch.get("boundaries", {}), **more).logits
     return logits
 
