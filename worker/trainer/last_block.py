@@ -15,6 +15,7 @@ def narrow(model: Any) -> None:
     """From now on passes in training compute the last block's gated layer in the columns that `read_at` was told alone: of
     short answers to long prompts few. Does nothing to families that it was not tried on."""
     inner = inner_of(model)
+    # Neither code of a model's own nor the class that a sharded model gets.
     is_known = inner.config.model_type in PACKED_FAMILIES and type(inner).__module__.startswith("transformers.")
     if is_known and not has_routers(inner.config):
         inner.last_read = _Read()
