@@ -97,6 +97,26 @@ def test_so_it_does_where_attention_is_told_the_boundaries(
     torch.testing.assert_close(says(model, texts.collate(examples, 0)), padded)
 
 
+def a_kernel_that_is_not_there(*given: Any, **options: Any) -> torch.Tensor:
+    raise RuntimeError("no kernel image is available for execution on the device")
+
+
+def a_kernel_that_sees_the_text_before(*given: Any, **options: Any) -> torch.Tensor:
+    query, key, value, begins, *others = given
+    return plain_kernel(query, key, value, begins[[0, -1]], *others, **options)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "is_right"),
+    [(plain_kernel, True), (a_kernel_that_is_not_there, False), (a_kernel_that_sees_the_text_before, False)],
+)
+def test_a_kernel_is_tried_before_it_is_trusted(monkeypatch: pytest.MonkeyPatch, kernel: Any, is_right: bool) -> None:
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    before = torch.get_rng_state()
+    assert attention.varlen_is_right(64, torch.float32, torch.device("cpu")) is is_right
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_every_family_that_is_packed_was_tried() -> None:
     made = {"Gemma3TextConfig": "gemma3_text"}
     tried = {made.get(family.config, family.config.removesuffix("Config").lower()) for family in FAMILIES.values()}

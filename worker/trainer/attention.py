@@ -34,7 +34,9 @@ def choose(model: Any) -> None:
         return
     if inner.device.type == "cpu":
         inner.set_attn_implementation(BLOCKWISE)
-    elif takes_varlen(inner.config, torch.cuda.get_device_capability(), compute_dtype()):
+    elif takes_varlen(inner.config, torch.cuda.get_device_capability(), compute_dtype()) and varlen_is_right(
+        _width(inner.config), compute_dtype(), inner.device
+    ):
         inner.set_attn_implementation(VARLEN)
 
 
@@ -42,7 +44,7 @@ def takes_varlen(config: Any, capability: tuple[int, int], compute: torch.dtype)
     """Whether PyTorch's FlashAttention 2 (Dao, 2023, arXiv:2307.08691) computes a model of this configuration, in this precision,
     on a GPU of this compute capability: from Ampere on, in 16 bits, heads of a multiple of 8. Its backward pass adds up in no fixed
     order, so not where that is asked for; and it drops none of its weights."""
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = _width(config)
     return bool(
         capability >= (8, 0)
         and compute in (torch.bfloat16, torch.float16)
@@ -50,6 +52,41 @@ def takes_varlen(config: Any, capability: tuple[int, int], compute: torch.dtype)
         and width <= _WIDEST_HEAD
         and width % 8 == 0
         and not getattr(config, "attention_dropout", 0)
+    )
+
+
+def _width(config: Any) -> int:
+    """Of a head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def varlen_is_right(width: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether PyTorch's kernel is there, and what it says of two texts is what plain attention says of each: builds of PyTorch and
+    GPUs differ, and nobody would see that texts see each other. Draws nothing from the global generators."""
+    drawn = torch.Generator(device).manual_seed(0)
+    q, k, v = (
+        torch.randn(24, heads, width, generator=drawn, dtype=dtype, device=device).requires_grad_()
+        for heads in (2, 1, 1)
+    )
+    begins = torch.tensor([0, 9, 24], dtype=torch.int32, device=device)
+    try:
+        found = varlen_attn(q, k, v, begins, begins, 15, 15, scale=width**-0.5, window_size=(-1, 0), enable_gqa=True)
+        assert isinstance(found, torch.Tensor)
+        torch.autograd.backward((found.float() ** 2).sum())
+    except (RuntimeError, TypeError):
+        return False
+    plain = [tensor.detach().float().requires_grad_() for tensor in (q, k, v)]
+    alone = []
+    for text in (slice(0, 9), slice(9, 24)):
+        query, key, value = (tensor[text].transpose(0, 1) for tensor in plain)
+        alone.append(functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True))
+    expected = torch.cat(alone, dim=1).transpose(0, 1)
+    torch.autograd.backward((expected**2).sum())
+    said = [found, q.grad, k.grad, v.grad]
+    pairs = zip(said, [expected, *(tensor.grad for tensor in plain)], strict=True)
+    return all(
+        ours is not None and own is not None and torch.dist(ours.float(), own) < 5e-2 * own.norm()
+        for ours, own in pairs
     )
 
 
