@@ -16,6 +16,14 @@ from tests.models.own import config, folder
 __all__ = ["folder"]
 
 
+def registered(client: httpx.Client, folder: Path, **fields: Any) -> str:
+    """The name of a base model whose configuration has these fields."""
+    config(folder, **fields)
+    name = f"m-{secrets.token_hex(4)}"
+    client.post("/models", json={"name": name, "source": str(folder)}).raise_for_status()
+    return name
+
+
 def test_two_fields_are_enough_and_every_default_is_written_out(client: httpx.Client, dataset: str) -> None:
     answer = client.post("/jobs", json={"base_model": "demo-base", "dataset": dataset})
     assert answer.status_code == 202, answer.text
@@ -139,12 +147,6 @@ def test_mixture_of_depths_is_refused_where_it_was_not_shown_to_work(
         assert (answer.status_code, error["code"]) == (422, "unsupported"), error
         return error
 
-    def registered(**fields: Any) -> str:
-        config(folder, **fields)
-        name = f"m-{secrets.token_hex(4)}"
-        client.post("/models", json={"name": name, "source": str(folder)}).raise_for_status()
-        return name
-
     made = client.post("/jobs", json={"base_model": "demo-base", "dataset": dataset, "method": {"type": "mod"}}).json()
     assert made["method"] == {"type": "mod", "capacity": 0.125}
     assert made["deploy"]["mode"] == "merged"
@@ -152,8 +154,8 @@ def test_mixture_of_depths_is_refused_where_it_was_not_shown_to_work(
     preferences = client.post("/datasets", content=b'{"prompt": "a", "chosen": "b", "rejected": "c"}').json()["id"]
     for stage in ("dpo", "rm"):
         assert refused(base_model="demo-base", dataset=preferences, stage=stage)["param"] == "method.type"
-    assert "gemma2" in refused(base_model=registered(model_type="gemma2"))["message"]
-    routed = registered(model_type="qwen2", mixture_of_depths={"capacity": 0.5})
+    assert "gemma2" in refused(base_model=registered(client, folder, model_type="gemma2"))["message"]
+    routed = registered(client, folder, model_type="qwen2", mixture_of_depths={"capacity": 0.5})
     for method in ("mod", "lora", "full"):
         assert refused(base_model=routed, method={"type": method})["param"] == "base_model"
 
@@ -161,9 +163,7 @@ def test_mixture_of_depths_is_refused_where_it_was_not_shown_to_work(
 def test_packing_is_refused_on_a_family_that_it_was_not_shown_to_work_on(
     client: httpx.Client, dataset: str, folder: Path
 ) -> None:
-    config(folder, model_type="olmo2")
-    name = f"m-{secrets.token_hex(4)}"
-    client.post("/models", json={"name": name, "source": str(folder)}).raise_for_status()
+    name = registered(client, folder, model_type="olmo2")
     body = {"base_model": name, "dataset": dataset, "hyperparameters": {"packing": True}}
     error = client.post("/jobs", json=body).json()["error"]
     assert (error["code"], error["param"]) == ("unsupported", "hyperparameters.packing")
@@ -177,9 +177,7 @@ def test_packing_is_refused_on_a_family_that_it_was_not_shown_to_work_on(
 def test_an_adapter_that_vllm_does_not_load_is_merged_unless_it_is_asked_for(
     client: httpx.Client, dataset: str, folder: Path
 ) -> None:
-    config(folder, model_type="glm4")
-    name = f"m-{secrets.token_hex(4)}"
-    client.post("/models", json={"name": name, "source": str(folder)}).raise_for_status()
+    name = registered(client, folder, model_type="glm4")
 
     def deployed(**body: Any) -> dict[str, Any]:
         answer = client.post("/jobs", json={"base_model": name, "dataset": dataset} | body).raise_for_status()

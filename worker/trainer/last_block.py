@@ -36,14 +36,18 @@ class _Read:
 
     def take(self, layer: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
         """[B, T, hidden] → [B, K, hidden]"""
-        if self.columns is None or not layer.training:  # what the model says is asked for otherwise than in training
+        columns = self._of(layer)
+        if columns is None:
             return None
         self.width = inputs[0].shape[1]
-        return (inputs[0].index_select(1, self.columns),)
+        return (inputs[0].index_select(1, columns),)
 
     def put_back(self, layer: Any, inputs: object, made: torch.Tensor) -> torch.Tensor | None:
         """[B, K, hidden] → [B, T, hidden], zero in the other columns."""
-        if self.columns is None or not layer.training:
+        columns = self._of(layer)
+        if columns is None:
             return None
-        every = made.new_zeros(len(made), self.width, made.shape[-1])
-        return every.index_copy(1, self.columns, made)
+        return made.new_zeros(len(made), self.width, made.shape[-1]).index_copy(1, columns, made)
+
+    def _of(self, layer: Any) -> torch.Tensor | None:
+        return self.columns if layer.training else None  # what a model says is asked for otherwise than in training
