@@ -47,6 +47,7 @@ def _merge(model: Model, beat: Beat) -> Event:
     merge = Merge(
         base_model=str(folder),
         adapter=str(source / "adapter"),
+        folded=str(source / "folded") if (source / "folded").is_dir() else None,
         makes="reward model" if model.kind == "reward" else "language model",
         chat_template=model.chat_template,
         own_code=runs_own_code(model),

@@ -27,6 +27,11 @@ STAGES: dict[StageName, StageRules] = {
 }
 
 
+def trains_adapter(stage: StageName, method: Method) -> bool:
+    """Whether an adapter that a job begins with is itself trained further; if not, it is first folded into its base."""
+    return STAGES[stage].makes == "language model" and isinstance(method, Lora | Qlora)
+
+
 # What Mixture-of-Depths goes with: stages that compare with nothing that the model was before it got routers, and the families
 # (`model_type`) that it was shown to work on.
 MOD_STAGES = ("sft", "pt")

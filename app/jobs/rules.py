@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.datasets.tables import Dataset
-from app.jobs.combinations import MOD_FAMILIES, MOD_STAGES, STAGES, served, why_unpacked
+from app.jobs.combinations import MOD_FAMILIES, MOD_STAGES, STAGES, served, trains_adapter, why_unpacked
 from app.jobs.hyperparameters import Pretraining, Texts
-from app.jobs.methods import METHODS, Lora, Mod, Qlora, Whole
+from app.jobs.methods import METHODS, Freeze, Lora, Mod, Qlora, Whole
 from app.jobs.spec import JobSpec
 from app.kit.errors import InvalidValue
 from app.models.bases import read_manifest
@@ -51,17 +51,8 @@ def _base_can_be_built_on(spec: JobSpec, base: Model, dataset: Dataset) -> None:
 
 def _go_on(spec: JobSpec, base: Model, dataset: Dataset) -> None:
     """Makes the method that of the adapter which is trained further."""
-    if base.kind != "adapter":
+    if base.kind != "adapter" or not trains_adapter(spec.stage, spec.method):
         return
-    if STAGES[spec.stage].makes == "reward model" or not isinstance(spec.method, Lora | Qlora):
-        what = (
-            f"method '{spec.method.type}'" if STAGES[spec.stage].makes == "language model" else f"stage '{spec.stage}'"
-        )
-        raise InvalidValue(
-            f"'{base.name}' is an adapter, and {what} begins with whole weights.",
-            param="base_model",
-            hint="Make the fine-tune with deploy.mode 'merged' and train on that.",
-        )
     try:
         method = read_manifest(str(Path(str(base.location)).parent))["spec"]["method"]
     except FileNotFoundError:
@@ -75,6 +66,7 @@ def _go_on(spec: JobSpec, base: Model, dataset: Dataset) -> None:
     assert isinstance(kept, Lora | Qlora)
     own = kept.saved()
     asked = spec.method
+    assert isinstance(asked, Lora | Qlora)
     for name in sorted(asked.model_fields_set - set(FREE)):
         if getattr(asked, name) != getattr(own, name, None):
             raise InvalidValue(
@@ -121,7 +113,16 @@ def _random_weights_are_all_trained(spec: JobSpec, base: Model, dataset: Dataset
 
 
 def _rewards_on_whole_weights(spec: JobSpec, base: Model, dataset: Dataset) -> None:
-    if STAGES[spec.stage].makes == "reward model" and isinstance(spec.method, Qlora):
+    if STAGES[spec.stage].makes != "reward model":
+        return
+    if base.facts.get("own_code"):
+        raise InvalidValue(
+            f"'{base.name}' has code of its own, which writes answers and scores none.",
+            param="base_model",
+            code="unsupported",
+            hint="Train the reward model on one without code of its own.",
+        )
+    if isinstance(spec.method, Qlora):
         raise InvalidValue(
             "A reward model is served with its whole weights, on which an adapter that was trained on quantised ones scores "
             "otherwise.",
@@ -179,7 +180,10 @@ def _is_served(spec: JobSpec, base: Model, dataset: Dataset) -> None:
 
 
 def _rank_is_served(spec: JobSpec, base: Model, dataset: Dataset) -> None:
-    if not isinstance(spec.method, Lora | Qlora) or spec.deploy.mode != "adapter":
+    mode = spec.deploy.mode
+    if mode == "none":  # it is loaded when it is first asked
+        mode = served(spec.stage, spec.method, base.facts.get("model_type")).mode
+    if not isinstance(spec.method, Lora | Qlora) or mode != "adapter":
         return
     cap, rank = get_settings().max_lora_rank, spec.method.saved().rank
     if rank > cap:
@@ -202,6 +206,16 @@ def _targets_exist(spec: JobSpec, base: Model, dataset: Dataset) -> None:
                 param=f"method.target_modules.{index}",
                 hint=f"It has: {', '.join(known)}. Or leave it at 'all-linear'.",
             )
+
+
+def _layers_are_there(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    there = base.facts.get("layers")
+    if isinstance(spec.method, Freeze) and there and spec.method.layers > there:
+        raise InvalidValue(
+            f"The last {spec.method.layers} layers are to be trained, and '{base.name}' has {there}.",
+            param="method.layers",
+            hint=f"Use at most {there}, or method.type 'full'.",
+        )
 
 
 def _fits_context(spec: JobSpec, base: Model, dataset: Dataset) -> None:
@@ -236,6 +250,7 @@ RULES: tuple[Callable[[JobSpec, Model, Dataset], None], ...] = (
     _is_served,
     _rank_is_served,
     _targets_exist,
+    _layers_are_there,
     _fits_context,
     _rows_to_hold_out,
 )

@@ -108,6 +108,13 @@ def _require_use_of_gpus(request: JobCreate, spec: JobSpec) -> None:
     gpus, rows = request.resources.gpus, spec.hyperparameters.rows_per_step
     if spec.hyperparameters.sharding != "none":
         _require_parts(gpus, spec)
+    if gpus == 0 and spec.hyperparameters.precision == "fp16":
+        raise InvalidValue(
+            "fp16 is computed on GPUs only, and this job is to have none (resources.gpus 0).",
+            param="hyperparameters.precision",
+            code="unsupported",
+            hint="Use 'bf16', 'fp32' or 'auto', or resources.gpus 1.",
+        )
     if gpus == "auto" or gpus <= 1:
         return
     for what, name in (("Stage", spec.stage), ("Method", spec.method.type)):

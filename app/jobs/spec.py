@@ -144,10 +144,12 @@ class TrainerSpec(Strict):
 
 class Merge(Strict):
     """What `python -m worker.trainer.merging` is told: the folders of an adapter and of the base model that it is merged into,
-    whether this model's code is to run, what comes of it, with which chat template, and what ends its answers."""
+    that of an adapter which is folded into this model first, whether this model's code is to run, what comes of it, with which
+    chat template, and what ends its answers."""
 
     base_model: str
     adapter: str
+    folded: str | None
     own_code: bool
     makes: Literal["language model", "reward model"]
     chat_template: str | None

@@ -29,10 +29,10 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.js
 def inspect_model(folder: Path) -> tuple[dict[str, Any], str | None]:
     """The facts of the model in `folder` and its chat template (None where it has none).
 
-    Facts: `architecture`, `model_type`, `parameters`, `hidden_size`, `max_length` (tokens, or None), `modules` (names of
-    modules with a weight matrix), `bytes` and, only where it is so, `own_code` (it can be loaded with its own code only) and
-    `mixture_of_depths` (it has routers: `worker.trainer.depths`); `templates`, where the tokenizer's tokens can be read: which
-    of our chat templates end with one of them (`ends_of`).
+    Facts: `architecture`, `model_type`, `parameters`, `hidden_size`, `layers` (its blocks, or None), `max_length` (tokens, or
+    None), `modules` (names of the modules of its blocks that have a weight matrix), `bytes` and, only where it is so,
+    `own_code` (it can be loaded with its own code only) and `mixture_of_depths` (it has routers: `worker.trainer.depths`);
+    `templates`, where the tokenizer's tokens can be read: which of our chat templates end with one of them (`ends_of`).
     Raises `InvalidValue` on `source` that says what is missing.
     """
     try:
@@ -59,6 +59,7 @@ def _inspect(folder: Path) -> tuple[dict[str, Any], str | None]:
     hidden_size = text.get("hidden_size") or text.get("n_embd") or text.get("d_model")
     architectures = config.get("architectures")
     context = text.get("max_position_embeddings") or text.get("n_positions")
+    layers = text.get("num_hidden_layers") or text.get("n_layer")
     if not _is_size(hidden_size) or not isinstance(architectures, list) or not architectures:
         raise bad_source(
             folder, "has a config.json without 'architectures' or 'hidden_size'", "Is it a causal language model?"
@@ -68,8 +69,9 @@ def _inspect(folder: Path) -> tuple[dict[str, Any], str | None]:
         "model_type": str(config.get("model_type", "")),
         "parameters": sum(math.prod(shape) for shape in shapes.values()),
         "hidden_size": hidden_size,
+        "layers": layers if _is_size(layers) else None,
         "max_length": context if _is_size(context) and context >= SHORTEST_CONTEXT else None,
-        "modules": sorted({name.split(".")[-2] for name, shape in shapes.items() if _is_matrix(name, shape)}),
+        "modules": sorted({name.split(".")[-2] for name, shape in shapes.items() if _is_layer(name, shape)}),
         "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
     }
     if needs_own_code(config, _tokenizer_config(folder)):
@@ -120,8 +122,9 @@ def _check_index(folder: Path) -> None:
             raise bad_source(folder, f"has no file '{name}', which {index.name} names", "Copy the model again.")
 
 
-def _is_matrix(name: str, shape: list[int]) -> bool:
-    return len(shape) == 2 and name.endswith(".weight") and name.count(".") >= 2
+def _is_layer(name: str, shape: list[int]) -> bool:
+    # Blocks are numbered; embeddings and the output's layer, on which engines take no adapters, are in none.
+    return len(shape) == 2 and name.endswith(".weight") and any(part.isdigit() for part in name.split("."))
 
 
 def _chat_template(folder: Path) -> str | None:

@@ -156,8 +156,11 @@ def test_a_checkpoint_is_all_that_serving_and_training_on_need(train: Run, base:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"method": {"type": "full"}}, {"method": {"variant": "dora"}}, {"stage": "rm"}, {"stage": "rm", "method": {"type": "freeze"}}],
-    ids=["full", "dora", "rm", "rm by freeze"],
+    [
+        {"method": {"type": "full"}}, {"method": {"variant": "dora"}}, {"stage": "rm"}, {"stage": "rm", "method": {"type": "freeze"}},
+        {"stage": "rm", "adapter": "before/adapter"},
+    ],
+    ids=["full", "dora", "rm", "rm by freeze", "rm of an adapter"],
 )  # fmt: skip
 def test_a_last_checkpoint_is_served_as_the_outcome_is(
     train: Run, rows_of: Callable[[str], str], base: Path, tmp_path: Path, changes: dict[str, Any]
@@ -166,6 +169,9 @@ def test_a_last_checkpoint_is_served_as_the_outcome_is(
     shutil.copytree(base, half)
     load(base).to(torch.bfloat16).save_pretrained(half)
     rows = rows_of("preference" if changes.get("stage") == "rm" else "chat")
+    if adapter := changes.get("adapter"):
+        train(out="before", base_model=str(half), hyperparameters={"max_steps": 2})
+        changes = changes | {"adapter": str(tmp_path / adapter)}
     train(base_model=str(half), rows=rows, hyperparameters={"max_steps": 2}, deploy={"mode": "merged"}, **changes)
     [checkpoint] = (tmp_path / "out/checkpoints").glob("step-*")
     served = checkpoint / "merged"
@@ -174,6 +180,7 @@ def test_a_last_checkpoint_is_served_as_the_outcome_is(
         template = (checkpoint / "adapter/chat_template.jinja").read_text()
         merge = Merge(
             base_model=str(half), adapter=str(checkpoint / "adapter"), own_code=False, chat_template=template,
+            folded=str(checkpoint / "folded") if adapter else None,
             makes=STAGES[told["spec"]["stage"]].makes, stop_token_ids=told["stop_token_ids"],
         )  # fmt: skip
         served = tmp_path / "served"
@@ -206,6 +213,21 @@ def test_an_adapter_goes_on_from_where_it_was(train: Run, rows: str, base: Path,
     token_ids = AutoTokenizer.from_pretrained(adapter)("Count to 5.")["input_ids"]
     adapted = PeftModel.from_pretrained(load(base), tmp_path / "two/adapter")
     torch.testing.assert_close(logits(load(tmp_path / "two/merged"), token_ids), logits(adapted, token_ids))
+
+
+@pytest.mark.parametrize("type", ["full", "freeze"])
+def test_what_trains_whole_weights_begins_with_the_adapter_in_them(
+    train: Run, rows: str, base: Path, tmp_path: Path, type: str
+) -> None:
+    others = {"validation_rows": rows, "validation": {"dataset": "ds_others"}}
+    came_to = of_type(train(out="one", hyperparameters={"epochs": 2}, **others), "validation")[-1]["loss"]
+    changes = {"method": {"type": type}, "deploy": {"mode": "merged"}}
+    further = train(out="two", adapter=str(tmp_path / "one/adapter"), hyperparameters={"batch_size": 42}, **changes)
+    assert of_type(further, "step")[0]["loss"] == pytest.approx(came_to, rel=0.01)
+    proof = json.loads((tmp_path / "two/proof.json").read_text())
+    adapted = PeftModel.from_pretrained(load(base), tmp_path / "one/adapter")
+    untuned = logits(adapted, proof["token_ids"][:-1])[-1].log_softmax(-1)[proof["token_ids"][-1]].item()
+    assert proof["base_logprob"] == pytest.approx(untuned, abs=0.1)
 
 
 def test_an_adapter_of_another_rank_cannot_go_on(train: Run, tmp_path: Path) -> None:

@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationMixin
 
 from app.jobs.hyperparameters import Supervised
 from tests.trainer.conftest import Run, chat, write_rows
+from tests.trainer.memory import limit
 from tests.trainer.rows_of_the_table import RL
 from tests.trainer.test_run import of_type
 from worker.trainer import answering, scorecard
 from worker.trainer.data.rows import read_rows
+from worker.trainer.micro_batches import MicroBatches
 
 ON = {"scorecard": True}
 EMPTY = {"loss", "accuracy", "reward_accuracy", "stop_rate", "repetition_rate", "text_loss"}
@@ -33,12 +35,16 @@ def missing(side: dict[str, Any]) -> set[str]:
     return {name for name, value in side.items() if value is None}
 
 
-def asked_of(tokenizer: Any, rows: str, most_tokens: int, held_out: bool = True) -> scorecard.Asked:
+def up_to(tokens: int) -> MicroBatches:
+    return MicroBatches(tokens, lambda *_, **__: None)
+
+
+def asked_of(tokenizer: Any, rows: str, held_out: bool = True) -> scorecard.Asked:
     items = [item for row in read_rows(rows, "chat", tokenizer, 2048).items_by_row for item in row]
     validation = items if held_out else []
     settings, end = Supervised(), [tokenizer.eos_token_id]
     made = scorecard.choose(
-        "sft", settings, items, validation, validation, tokenizer, end, tokenizer.pad_token_id, most_tokens
+        "sft", settings, items, validation, validation, tokenizer, end, tokenizer.pad_token_id
     )
     assert made is not None
     return made
@@ -76,13 +82,13 @@ def test_it_changes_nothing(train: Run, tmp_path: Path) -> None:
 def test_it_draws_nothing_at_random_and_leaves_the_model_as_it_was(tokenizer: Any, rows: str, base: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).train()
     model.generation_config.repetition_penalty = 5.0
-    asked, before, own = asked_of(tokenizer, rows, 4096), torch.get_rng_state(), model.generation_config
-    first = scorecard.look(model, asked)
+    asked, before, own = asked_of(tokenizer, rows), torch.get_rng_state(), model.generation_config
+    first = scorecard.look(model, asked, up_to(4096))
     assert torch.equal(torch.get_rng_state(), before)
     assert model.generation_config is own
     assert model.training
     own.repetition_penalty = None
-    assert scorecard.look(model, asked) == first  # what the model was given for chats is not asked for
+    assert scorecard.look(model, asked, up_to(4096)) == first  # what the model was given for chats is not asked for
 
 
 def test_prompts_that_are_answered_together_are_answered_as_alone(
@@ -91,9 +97,33 @@ def test_prompts_that_are_answered_together_are_answered_as_alone(
     # In bfloat16 what this random model finds likeliest may differ with the shape of a batch.
     monkeypatch.setattr(answering, "autocast", lambda device: nullcontext())
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    together, alone = (scorecard._answers(model, asked_of(tokenizer, rows, most)) for most in (4096, 1))
+    asked = asked_of(tokenizer, rows)
+    together, alone = (scorecard._answers(model, asked, up_to(most)) for most in (4096, 1))
     assert together == alone
-    assert len({len(prompt.asked) for prompt in asked_of(tokenizer, rows, 1).prompts}) > 3
+    assert len({len(prompt.asked) for prompt in asked.prompts}) > 3
+
+
+def test_where_memory_runs_out_less_is_measured_at_a_time(train: Run, rows: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"rows": rows, "check": ON, "validation": {"fraction": 0.5}, "hyperparameters": {"max_steps": 1}}
+    whole = card_of(train(**changes))
+    generate = GenerationMixin.generate
+
+    def few(model: Any, input_ids: torch.Tensor, **further: Any) -> Any:
+        found = generate(model, input_ids=input_ids, **further)
+        if len(input_ids) > 8:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:114] . DefaultCPUAllocator: can't allocate memory")
+        return found
+
+    monkeypatch.setattr(GenerationMixin, "generate", few)
+    limit(monkeypatch, scorecard._TEXT_TOKENS)
+    events = train(out="small", **changes)
+    said = [each["message"] for each in of_type(events, "warning")]
+    assert said
+    assert {each[:27] for each in said} == {"Memory ran out in measuring"}
+    small = card_of(events)
+    for side in ("base", "tuned"):
+        assert small[side]["loss"] == pytest.approx(whole[side]["loss"], rel=0.02)
+    assert small["prompts"] == whole["prompts"] > 8
 
 
 def test_a_model_with_routers_answers_too(train: Run) -> None:
@@ -141,13 +171,13 @@ def test_a_reward_model_without_held_out_rows_has_none(train: Run, rows_of: Call
 
 def test_many_and_long_rows_are_bounded_in_tokens(tokenizer: Any, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "many.parquet", [chat("word " * (i % 700), "yes") for i in range(700)])
-    asked = asked_of(tokenizer, rows, 4096)
+    asked = asked_of(tokenizer, rows)
     assert 0 < sum(item.length for item in asked.rows) <= 32_768
     assert 1 < sum(len(prompt.asked) + 128 for prompt in asked.prompts) <= 32_768
     assert len(asked.prompts) <= 64
     assert len(set(map(id, asked.rows))) == len(asked.rows)
     long = write_rows(tmp_path / "long.parquet", [chat("word " * 800, "yes") for _ in range(40)])
-    assert 10 < len(asked_of(tokenizer, long, 4096).prompts) < 40
+    assert 10 < len(asked_of(tokenizer, long).prompts) < 40
 
 
 @pytest.mark.parametrize(
@@ -169,7 +199,7 @@ def test_an_answer_repeats_itself_where_four_tokens_come_more_than_three_times(
 
 def test_only_the_last_turn_is_asked_for_and_one_without_its_end_is_not(tokenizer: Any, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "turns.parquet", [chat("a", "b", "c", "d e")])
-    (prompt,) = asked_of(tokenizer, rows, 4096).prompts
+    (prompt,) = asked_of(tokenizer, rows).prompts
     assert tokenizer.decode(prompt.answer).strip() == "d e<|im_end|>"
     assert tokenizer.decode(prompt.asked).count("<|im_end|>") == 3
     assert np.array_equal(prompt.asked[-1:], tokenizer("<|im_start|>assistant\n")["input_ids"][-1:])

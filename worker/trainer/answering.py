@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import GenerationConfig
 
+from worker.trainer.base import inner_of
 from worker.trainer.depths import has_routers
 from worker.trainer.precision import autocast
 
@@ -44,9 +45,7 @@ def answers(
     device = next(model.parameters()).device
     made: dict[int, Tokens] = {}
     with _by_no_other_rule(model) as inner, autocast(device):
-        # A cache tells no text's tokens from those that another one left out.
-        most = 1 if has_routers(inner.config) else len(prompts)
-        for numbers in _together([len(prompt) for prompt in prompts], new_tokens, micro_batch_tokens, most):
+        for numbers in together(model, prompts, new_tokens, micro_batch_tokens):
             input_ids, attention_mask = _padded([prompts[number] for number in numbers], pad_id)
             width = input_ids.shape[1]
             inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
@@ -60,7 +59,7 @@ def answers(
 def _by_no_other_rule(model: Any) -> Iterator[Any]:
     """The model, of an adapter's the one inside, for the time of the block without settings of its own for what is not asked
     for: transformers would take a penalty, say, from them."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = inner_of(model)
     own, inner.generation_config = inner.generation_config, GenerationConfig()
     try:
         yield inner
@@ -68,14 +67,18 @@ def _by_no_other_rule(model: Any) -> Iterator[Any]:
         inner.generation_config = own
 
 
-def _together(lengths: list[int], new_tokens: int, micro_batch_tokens: int, most: int) -> Iterator[list[int]]:
-    """Numbers of prompts of like length that are answered together, at most so many; the longest first."""
-    longest_first = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+def together(model: Any, prompts: Sequence[Tokens], new_tokens: int, micro_batch_tokens: int) -> list[list[int]]:
+    """Numbers of prompts of like length that are answered together; the longest first."""
+    # A cache tells no text's tokens from those that another one left out.
+    most = 1 if has_routers(inner_of(model).config) else len(prompts)
+    longest_first = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
+    groups = list[list[int]]()
     while longest_first:
-        width = lengths[longest_first[0]] + new_tokens
+        width = len(prompts[longest_first[0]]) + new_tokens
         count = max(1, min(most, _MICRO_BATCHES * micro_batch_tokens // width))
-        yield longest_first[:count]
+        groups.append(longest_first[:count])
         longest_first = longest_first[count:]
+    return groups
 
 
 def _padded(prompts: list[Tokens], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

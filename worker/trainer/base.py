@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
 
 from worker.trainer.failures import unreadable_model
@@ -18,12 +20,14 @@ _CLASSES = {"language model": AutoModelForCausalLM, "reward model": AutoModelFor
 
 @dataclass(frozen=True)
 class Base:
-    """A base model's folder, and what of it a run loads; `own_code` lets the model's code run."""
+    """A base model's folder, and what of it a run loads; `own_code` lets the model's code run; `adapter` is the folder of an
+    adapter that is folded into its weights first."""
 
     folder: str
     own_code: bool = False
     makes: Literal["language model", "reward model"] = "language model"
     pad_id: int | None = None
+    adapter: str | None = None
 
 
 def load_model(base: Base, dtype: torch.dtype | str, **options: Any) -> Any:
@@ -32,6 +36,8 @@ def load_model(base: Base, dtype: torch.dtype | str, **options: Any) -> Any:
     A reward model is the base without its output layer and, in its place, one new score, whose weights come from torch's
     global generator. Raises `Failure` (`model_unreadable`).
     """
+    if base.adapter:
+        return _with_adapter(base, base.adapter, dtype)
     if base.makes == "reward model":
         options |= {"num_labels": 1, "pad_token_id": base.pad_id}
     try:
@@ -45,6 +51,28 @@ def load_model(base: Base, dtype: torch.dtype | str, **options: Any) -> Any:
         )
     except Exception as error:
         raise unreadable_model(base.folder, "weights", error) from error
+
+
+def fold(model: Any, adapter: str) -> Any:
+    """A plain model: `model` with the adapter of this folder added to its weights. Raises what reading it raises."""
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+def _with_adapter(base: Base, adapter: str, dtype: torch.dtype | str) -> Any:
+    """As though the fine-tune had been stored merged: folded in fp32, and rounded to the base's own precision."""
+    plain = load_model(replace(base, adapter=None, makes="language model"), torch.float32)
+    try:
+        whole = fold(plain, adapter).to(own_dtype(base))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise unreadable_model(adapter, "adapter", error) from error
+    if dtype != "auto":
+        whole = whole.to(dtype)
+    if base.makes == "language model":
+        return whole
+    config = AutoConfig.from_pretrained(base.folder, local_files_only=True, num_labels=1, pad_token_id=base.pad_id)
+    scores = _CLASSES[base.makes].from_config(config, dtype=whole.dtype)
+    scores.base_model.load_state_dict(whole.base_model.state_dict())
+    return scores
 
 
 def random_model(base: Base) -> Any:

@@ -15,23 +15,22 @@ from safetensors import SafetensorError
 
 from app.jobs.spec import Merge
 from worker.trainer import artifacts
-from worker.trainer.base import Base, load_model, own_dtype
+from worker.trainer.base import Base, fold, load_model, own_dtype
 from worker.trainer.checkpoints import unreadable_checkpoint
 from worker.trainer.data.tokenizer import load_tokenizer, pad_id
 from worker.trainer.events import claim_stdout
 from worker.trainer.failures import Failure, of_anything
-from worker.trainer.methods import lora
 
 # Where the hint of a job's failure would not do.
 HINTS = {"out_of_memory": "Merging needs memory for the base model in fp32: 4 bytes for each of its parameters."}
 
 
 def write_merged(base: Base, adapter: Path, tokenizer: Any, stop_token_ids: list[int], folder: Path) -> None:
-    """Writes the base model with an adapter folded into its weights, computed in fp32, in the base's own precision. Raises
+    """Writes the base model with an adapter added to its weights, computed in fp32, in the base's own precision. Raises
     `Failure`."""
     whole = load_model(base, torch.float32)
     try:
-        merged = lora.merge(whole, adapter).to(own_dtype(base))
+        merged = fold(whole, str(adapter)).to(own_dtype(base))
     except (OSError, ValueError, SafetensorError) as error:
         raise unreadable_checkpoint(adapter, error) from error
     artifacts.save_merged(merged, tokenizer, folder, stop_token_ids)
@@ -42,7 +41,7 @@ def main(arguments: list[str]) -> None:
     try:
         merge = Merge.model_validate_json(Path(arguments[0]).read_bytes())
         tokenizer = load_tokenizer(merge.base_model, merge.chat_template, merge.own_code)
-        base = Base(merge.base_model, merge.own_code, merge.makes, pad_id(tokenizer))
+        base = Base(merge.base_model, merge.own_code, merge.makes, pad_id(tokenizer), merge.folded)
         write_merged(base, Path(merge.adapter), tokenizer, merge.stop_token_ids, Path(arguments[1]))
     except Exception as error:
         traceback.print_exc()

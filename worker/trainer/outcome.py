@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ class Writer:
         self._save(model, folder / self.method.KIND)
         if self.method.KIND == "merged":
             artifacts.declare_dtype(folder / "merged", own_dtype(self.base))
+        elif self.base.adapter:  # without which what was learned means nothing, and which may be gone one day
+            shutil.copytree(self.base.adapter, folder / "folded")
         came_to = {"steps": state.step, "loss": state.loss, "validation_loss": state.validation_loss}
         self.write_manifest(folder, came_to)
 

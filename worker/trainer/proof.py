@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from worker.trainer.answering import answers
 from worker.trainer.data.render import Example
 from worker.trainer.data.rows import Item
+from worker.trainer.measuring import log_probabilities, measured_answers
 from worker.trainer.micro_batches import MicroBatches
 from worker.trainer.precision import autocast
-from worker.trainer.reference import log_probabilities
 
 _ROWS = 16
 
@@ -29,9 +28,7 @@ class Proof:
             texts = [_up_to_first(item.examples[0]) for item in chosen]
         else:
             prompts = [item.examples[0].token_ids for item in chosen]
-            likeliest = answers(
-                model, prompts, ends=[], new_tokens=1, pad_id=pad_id, micro_batch_tokens=micro_batches.tokens
-            )
+            likeliest = measured_answers(model, prompts, micro_batches, ends=[], new_tokens=1, pad_id=pad_id)
             texts = [np.concatenate(both) for both in zip(prompts, likeliest, strict=True)]
         texts.sort(key=len, reverse=True)
         self._asked = [Item((Example(text, np.arange(len(text)) == len(text) - 1),)) for text in texts]

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from typing import Any
 
-import torch
-from accelerate.utils import send_to_device
-
 from worker.trainer import ranks
 from worker.trainer.data.rows import Item
+from worker.trainer.measuring import log_probabilities
 from worker.trainer.micro_batches import MicroBatches
-from worker.trainer.precision import autocast
-from worker.trainer.stages import texts
 
 
 def with_reference(model: Any, items: list[Item], pad_id: int, micro_batches: MicroBatches) -> list[Item]:
@@ -29,23 +24,3 @@ def with_reference(model: Any, items: list[Item], pad_id: int, micro_batches: Mi
     of_all = chain(*ranks.gather(list(zip(own, found, strict=True))))
     in_order = (value for _, value in sorted(of_all))
     return [replace(item, reference=tuple(next(in_order) for _ in item.examples)) for item in items]
-
-
-@torch.no_grad()
-def log_probabilities(model: Any, singles: list[Item], pad_id: int, micro_batches: MicroBatches) -> list[float]:
-    """Of items of one text each, the longest first, the log-probability of its loss tokens under the model, without dropout."""
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-
-    def measure(parts: list[list[Item]]) -> list[float]:
-        found: list[float] = []
-        for part in parts:
-            batch = send_to_device(texts.collate([single.examples[0] for single in part], pad_id), device)
-            with autocast(device):
-                found += texts.log_probabilities(model, batch).tolist()
-        return found
-
-    found = micro_batches.fit(model, "in measuring", len(singles), partial(texts.cut, singles), measure)
-    model.train(was_training)
-    return found

@@ -70,7 +70,9 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
     data = dataset.read(spec, tokenizer)
     dataset.check(data, settings.max_length, spec.spec.check.max_cut_share)
     dataset.warn(data, settings.max_length, emit)
-    base = Base(spec.base_model, spec.own_code, combinations.STAGES[spec.spec.stage].makes, pad_id)
+    goes_on = combinations.trains_adapter(spec.spec.stage, spec.spec.method)
+    makes = combinations.STAGES[spec.spec.stage].makes
+    base = Base(spec.base_model, spec.own_code, makes, pad_id, adapter=None if goes_on else spec.adapter)
     model, dtype, parameters, stops_at = _load(spec, base, method)
     if settings.sharding == "full" and ranks.count() > 1:
         sharding.shard(model)
@@ -84,7 +86,7 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
     proof = Proof(model, data.train, pad_id, micro_batches) if is_language_model else None
     packs = packed.is_wanted(spec, model)
     stage = replace(stage, batches=packed.batches) if packs else stage
-    if spec.adapter:
+    if spec.adapter and goes_on:
         try:
             method.load(model, Path(spec.adapter))
         except (OSError, ValueError) as error:
@@ -105,16 +107,16 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
     if stage.needs_reference(settings):
         both = with_reference(model, [*train_items, *validation_items], pad_id, micro_batches)
         train_items, validation_items = both[: len(train_items)], both[len(train_items) :]
-    most = micro_batches.tokens
     asked, untrained = None, dict[str, float | None]()
     if spec.spec.check.scorecard:
         # Before a checkpoint is loaded: the model is what training began with in an attempt that goes on, too.
         ends = _ends(stop_ids, tokenizer, stops_at)
         asked = scorecard.choose(
-            spec.spec.stage, settings, data.train, data.validation, validation_items, tokenizer, ends, pad_id, most
+            spec.spec.stage, settings, data.train, data.validation, validation_items, tokenizer, ends, pad_id
         )
-        untrained = scorecard.look(model, asked) if asked else {}
+        untrained = scorecard.look(model, asked, micro_batches) if asked else {}
 
+    most = micro_batches.tokens
     made_with = artifacts.made_with(dtype, compute_dtype(), attention.attention_of(model))
     made_with |= {"packed": packs, "micro_batch_tokens": most, "processes": ranks.count()}
     if resumed:
@@ -183,7 +185,7 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
     card = None
     if asked is not None:
         emit("phase", phase="measuring")
-        card = scorecard.beside(asked, untrained, scorecard.look(model, asked))
+        card = scorecard.beside(asked, untrained, scorecard.look(model, asked, micro_batches))
     found = proof.find(model) if proof else find_score(model, data.train)
     sharding.collect(model)
     if not ranks.leave():

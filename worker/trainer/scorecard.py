@@ -9,18 +9,19 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.trainer.answering import answers
 from worker.trainer.data.kinds import examples
 from worker.trainer.data.render import Example, Plan
 from worker.trainer.data.rows import Item
 from worker.trainer.general_texts import TEXTS
-from worker.trainer.sharding import is_sharded
+from worker.trainer.measuring import measured_answers
+from worker.trainer.micro_batches import MicroBatches
 from worker.trainer.stages import STAGES, Stage
 from worker.trainer.stages.texts import Batch
 from worker.trainer.validating import measure
@@ -62,7 +63,6 @@ class Asked:
     new_tokens: int
     ends: list[int]
     pad_id: int
-    most_tokens: int
     tokenizer: Any
 
 
@@ -75,7 +75,6 @@ def choose(
     tokenizer: Any,
     ends: Sequence[int],
     pad_id: int,
-    most_tokens: int,
 ) -> Asked | None:
     """Rows of all parts of the files, as many as the bounds allow: `held_out` for the loss (`validation` as the stage prepares
     it), prompts of `validation`, or of `train` where there is none. None where there is nothing to ask."""
@@ -102,25 +101,25 @@ def choose(
         new_tokens=min(max(longest + _MORE_TOKENS, _NEW_TOKENS[0]), _NEW_TOKENS[1]),
         ends=sorted(ends),
         pad_id=pad_id,
-        most_tokens=most_tokens,
         tokenizer=tokenizer,
     )
 
 
-def look(model: Any, asked: Asked) -> dict[str, float | None]:
+def look(model: Any, asked: Asked, micro_batches: MicroBatches) -> dict[str, float | None]:
     """What the model makes of it: a side of the scorecard."""
+    mean_loss = partial(_mean_loss, model, asked, micro_batches)
     was_training = model.training
     found: dict[str, float | None] = dict.fromkeys(
         ("loss", "accuracy", "reward_accuracy", "stop_rate", "repetition_rate", "text_loss")
     )
     if asked.rows:
-        found["loss"], also = _mean_loss(model, asked, asked.stage, asked.rows)
+        found["loss"], also = mean_loss(asked.stage, asked.rows)
         if not asked.texts:
             found["reward_accuracy"] = also["reward_accuracy"]
     if asked.texts:
-        found["text_loss"], _ = _mean_loss(model, asked, STAGES["pt"], asked.texts)
+        found["text_loss"], _ = mean_loss(STAGES["pt"], asked.texts)
     if asked.prompts:
-        found |= _judged(asked, _answers(model, asked))
+        found |= _judged(asked, _answers(model, asked, micro_batches))
     model.train(was_training)
     return {
         name: None if value is None or not math.isfinite(value) else round(value, 4) for name, value in found.items()
@@ -176,9 +175,12 @@ def _texts(tokenizer: Any, max_length: int) -> list[Item]:
     return [Item((Example(each.token_ids[:max_length], each.loss_mask[:max_length]),)) for each in made]
 
 
-def _mean_loss(model: Any, asked: Asked, stage: Stage, items: list[Item]) -> tuple[float, dict[str, float]]:
+def _mean_loss(
+    model: Any, asked: Asked, micro_batches: MicroBatches, stage: Stage, items: list[Item]
+) -> tuple[float, dict[str, float]]:
     def run(items: list[Item], work: Callable[[list[Batch]], T]) -> T:
-        return work(stage.batches(items, asked.pad_id, asked.most_tokens))
+        cut = partial(stage.batches, items, asked.pad_id)
+        return micro_batches.fit(model, "in measuring", len(items), cut, work)
 
     found = measure(model, stage, items, asked.settings, run)
     assert found is not None  # nothing asks it to stop
@@ -212,10 +214,10 @@ def _repeats(answer: list[int]) -> bool:
     return max(grams.values(), default=0) > _TIMES
 
 
-def _answers(model: Any, asked: Asked) -> list[list[int]]:
+def _answers(model: Any, asked: Asked, micro_batches: MicroBatches) -> list[list[int]]:
     """The likeliest answer to each prompt."""
-    found = answers(
-        model, [prompt.asked for prompt in asked.prompts], ends=asked.ends, new_tokens=asked.new_tokens, pad_id=asked.pad_id,
-        micro_batch_tokens=asked.most_tokens, in_step=is_sharded(model),
-    )  # fmt: skip
+    prompts = [prompt.asked for prompt in asked.prompts]
+    found = measured_answers(
+        model, prompts, micro_batches, ends=asked.ends, new_tokens=asked.new_tokens, pad_id=asked.pad_id
+    )
     return [answer.tolist() for answer in found]

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from peft import (
     LoraConfig,
-    PeftModel,
     TaskType,
     get_peft_model,
     get_peft_model_state_dict,
@@ -26,7 +25,7 @@ from worker.trainer.base import Base, load_model
 from worker.trainer.methods.full import of_stage
 from worker.trainer.precision import compute_dtype, weights_dtype
 
-__all__ = ["KIND", "load", "load_base", "merge", "of_stage", "optimizer", "prepare", "save"]
+__all__ = ["KIND", "load", "load_base", "of_stage", "optimizer", "prepare", "save"]
 
 KIND = "adapter"
 
@@ -119,11 +118,6 @@ def load(model: Any, folder: Path) -> None:
     if _shapes(weights) != _shapes(_weights(model)):
         raise ValueError(f"{_WEIGHTS} has other layers or another rank than are trained")
     set_peft_model_state_dict(model, weights, adapter_name=_ADAPTER)
-
-
-def merge(base: Any, folder: Path) -> Any:
-    """A plain model: the base with what `save` wrote folded into its weights, in the base's precision."""
-    return PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
 
 
 def _as_plain(now: dict[str, torch.Tensor], began: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
