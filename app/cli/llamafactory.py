@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,85 +11,24 @@ import yaml
 
 from app.cli.client import Service, segment
 from app.cli.failure import Failure
+from app.cli.llamafactory_keys import (
+    CHOICES,
+    DEFAULTS,
+    LOW_RANK,
+    NEUTRAL,
+    OF_METHOD,
+    OF_STAGE,
+    PRECISIONS,
+    READ,
+    SAME,
+    SCHEDULERS,
+    SETTLED,
+    TEMPLATES,
+    Config,
+)
 
-Config = dict[str, Any]
-
-# LLaMA-Factory's key → ours, the value being the same.
-SAME = {
-    "stage": "stage",
-    "lora_rank": "method.rank",
-    "lora_alpha": "method.alpha",
-    "lora_dropout": "method.dropout",
-    "loraplus_lr_ratio": "method.plus",
-    "quantization_type": "method.quantization",
-    "double_quantization": "method.double_quantization",
-    "freeze_trainable_layers": "method.layers",
-    "cutoff_len": "hyperparameters.max_length",
-    "learning_rate": "hyperparameters.learning_rate",
-    "num_train_epochs": "hyperparameters.epochs",
-    "warmup_ratio": "hyperparameters.warmup_ratio",
-    "weight_decay": "hyperparameters.weight_decay",
-    "seed": "hyperparameters.seed",
-    "max_grad_norm": "hyperparameters.max_grad_norm",
-    "save_steps": "hyperparameters.checkpoint_every",
-    "save_total_limit": "hyperparameters.keep_checkpoints",
-    "neftune_noise_alpha": "hyperparameters.neftune_alpha",
-    "pref_loss": "hyperparameters.loss",
-    "pref_beta": "hyperparameters.beta",
-    "simpo_gamma": "hyperparameters.simpo_gamma",
-    "kto_chosen_weight": "hyperparameters.desirable_weight",
-    "kto_rejected_weight": "hyperparameters.undesirable_weight",
-    "temperature": "hyperparameters.temperature",
-}
-# What a job means that leaves them out, where a job of ours would mean something else.
-DEFAULTS: Config = {
-    "stage": "sft", "learning_rate": 5e-5, "num_train_epochs": 3.0, "per_device_train_batch_size": 8,
-    "gradient_accumulation_steps": 1, "lr_scheduler_type": "linear", "warmup_ratio": 0.0, "cutoff_len": 2048,
-    "finetuning_type": "lora", "galore_rank": 16, "apollo_rank": 16, "temperature": 0.95, "max_new_tokens": 1024,
-}  # fmt: skip
-# Optimisers of low rank: the options of each are its name's.
-LOW_RANK = ("galore", "apollo")
-# Keys that `body_of` reads by itself.
-READ = {
-    "model_name_or_path", "dataset", "eval_dataset", "finetuning_type", "quantization_bit", "quantization_method",
-    "lora_target", "use_rslora", "use_dora", "pissa_init", "pissa_convert", "pissa_iter", "max_steps", "val_size",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "lr_scheduler_type", "eval_strategy", "eval_steps",
-    "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "early_stopping_steps",
-    "use_galore", "galore_rank",
-    "galore_update_interval", "galore_scale", "use_apollo", "apollo_rank", "apollo_update_interval", "apollo_scale",
-    "mixture_of_depths", "template", "enable_thinking", "bf16", "pure_bf16", "fp16", "flash_attn",
-    "packing", "neat_packing", "reward_model", "reward_model_type", "max_new_tokens",
-}  # fmt: skip
-# What the service or the model settles, or what changes nothing in the result.
-SETTLED = {
-    "do_train", "do_eval", "do_predict", "output_dir", "overwrite_output_dir", "overwrite_cache", "logging_steps", "plot_loss",
-    "report_to", "run_name", "preprocessing_num_workers", "dataloader_num_workers", "ddp_timeout",
-    "trust_remote_code", "resume_from_checkpoint", "save_strategy", "save_only_model",
-    "per_device_eval_batch_size", "eval_on_start", "dataset_dir", "media_dir", "cache_dir", "gradient_checkpointing",
-    "disable_gradient_checkpointing", "include_num_input_tokens_seen", "logging_first_step", "hub_model_id", "push_to_hub",
-    "use_fast_tokenizer", "low_cpu_mem_usage", "print_param_status", "group_by_length", "optim",
-}  # fmt: skip
-# Keys with a value that says nothing else than a job of ours does.
-NEUTRAL: Config = {
-    "mask_history": False, "train_on_prompt": False, "max_samples": None,
-    "additional_target": None, "adapter_name_or_path": None, "galore_target": "all", "galore_proj_type": "std",
-    "apollo_target": "all", "apollo_proj": "random", "apollo_proj_type": "std", "apollo_scale_type": "channel",
-    "use_badam": False, "shift_attn": False, "use_unsloth": False,
-    "enable_liger_kernel": False, "rope_scaling": None, "pref_ftx": 0.0, "dpo_label_smoothing": 0.0,
-    "freeze_trainable_modules": "all", "label_smoothing_factor": 0.0, "warmup_steps": 0,
-    "ppo_target": 6.0, "ppo_buffer_size": 1, "ppo_epochs": 4, "top_p": 1.0, "top_k": 0,
-    "streaming": False, "deepspeed": None, "fsdp": "", "resize_vocab": False, "create_new_adapter": False,
-}  # fmt: skip
-# Its templates → ours, for models that have none of their own.
-TEMPLATES = {
-    "default": "plain", "chatml": "chatml", "qwen": "chatml", "qwen3": "qwen3",
-    "qwen3_nothink": "chatml", "llama2": "llama2", "llama3": "llama3", "mistral": "mistral", "gemma": "gemma", "gemma2": "gemma",
-    "gemma3": "gemma", "phi": "phi3", "phi_small": "phi3", "phi4": "phi4", "glm4": "glm4",
-}  # fmt: skip
-# `pure_bf16` keeps what is trained in bf16 too; ours is in fp32, so that small updates are not rounded away.
-PRECISIONS = {"bf16": "bf16", "pure_bf16": "bf16", "fp16": "fp16"}
-ATTENTIONS = ("auto", "disabled", "sdpa", "fa2", "fa3")
-SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
+# The most that a job may have: so that `max_steps` alone decides where it ends.
+MOST_EPOCHS = 1000
 
 
 def named(service: Service, config: Config, base: str | None, dataset: str | None) -> Config:
@@ -102,7 +42,26 @@ def named(service: Service, config: Config, base: str | None, dataset: str | Non
         body["validation"] = {"dataset": _dataset(service, config, "eval_dataset")} | _judging(config)
     if config.get("stage", "sft") != "pt":
         body |= _template(service, config, body["base_model"])
+    _check_max_steps(service, config, body["dataset"])
     return body
+
+
+def _check_max_steps(service: Service, config: Config, dataset: str) -> None:
+    """Raises `Failure` where the rows are so few that the job would end before. Not of `pt`, where a long text is several rows, nor
+    of `ppo`, whose steps are not those of `rl`."""
+    given = DEFAULTS | _stated(config)
+    steps, share = int(given.get("max_steps", -1)), float(given.get("val_size", 0))
+    if steps <= MOST_EPOCHS or given["stage"] in ("pt", "ppo"):  # an epoch has a step at least
+        return
+    rows = int(service.get(f"/datasets/{segment(dataset)}")["rows"])
+    trained = rows - (max(1, round(share * rows)) if share else 0)
+    most = MOST_EPOCHS * math.ceil(trained / _batch_size(given))
+    if steps > most:
+        raise Failure(
+            f"max_steps {steps} has no counterpart: a job has {MOST_EPOCHS} epochs at most, {most} steps of {trained} rows.",
+            param="max_steps",
+            hint=f"Set it to {most} or less in a copy of the file.",
+        )
 
 
 def _template(service: Service, config: Config, base: str) -> Config:
@@ -170,7 +129,9 @@ def body_of(config: Config, reward_model: str | None = None) -> Config:
 
     Raises `Failure` with the keys that have no counterpart.
     """
-    config = {key: value for key, value in config.items() if value is not None} | {"reward_model": reward_model}
+    config = _stated(config)
+    _check_trains(config)
+    config |= {"reward_model": reward_model}
     unknown = [key for key in config if key not in READ | SETTLED | SAME.keys() and not _says_nothing(key, config[key])]
     if unknown:
         shown = ", ".join(f"{key}: {config[key]}" for key in unknown)
@@ -178,6 +139,11 @@ def body_of(config: Config, reward_model: str | None = None) -> Config:
             f"These keys have no counterpart: {shown}.", param="config", hint="Take them out of a copy of the file."
         )
     given, flat = DEFAULTS | config, Config()
+    for key, choices in CHOICES.items():
+        if key in given and given[key] not in choices:
+            raise Failure(
+                f"{key} {given[key]} has no counterpart.", param="config", hint=f"{', '.join(choices)} have one."
+            )
     for key, ours in SAME.items():
         if key in given:
             flat[ours] = _number(given[key])
@@ -186,17 +152,31 @@ def body_of(config: Config, reward_model: str | None = None) -> Config:
     return _without_foreign(flat)
 
 
+def _stated(config: Config) -> Config:
+    """Its keys but those that are null, which says as much as leaving them out."""
+    return {key: value for key, value in config.items() if value is not None}
+
+
+def _check_trains(config: Config) -> None:
+    """Raises `Failure` where a model is only judged or asked. `do_train` is false by default, but a file that says nothing of what
+    to do is handed over to be trained."""
+    if not config.get("do_train", not (config.get("do_eval") or config.get("do_predict"))):
+        raise Failure(
+            "do_train: false has no counterpart: there is nothing to train.",
+            param="do_train",
+            hint="Set do_train to true in a copy of the file.",
+        )
+
+
 def _says_nothing(key: str, value: Any) -> bool:
-    return value is False or (key in NEUTRAL and value == NEUTRAL[key])
+    if key in NEUTRAL and _number(value) == NEUTRAL[key]:
+        return True
+    return value is False and NEUTRAL.get(key) is not True
 
 
 def _method(config: Config) -> Config:
     kind = config["finetuning_type"]
     bits = config.get("quantization_bit")
-    if kind not in ("lora", "full", "freeze"):
-        raise Failure(
-            f"finetuning_type {kind} has no counterpart.", param="config", hint="lora, full and freeze have one."
-        )
     layers = _number(config.get("freeze_trainable_layers", 2))
     if kind == "freeze" and layers < 1:
         raise Failure(
@@ -255,19 +235,37 @@ def _method(config: Config) -> Config:
     return found
 
 
-def _batches(config: Config) -> Config:
-    rows = int(config["per_device_train_batch_size"]) * int(config["gradient_accumulation_steps"])
-    steps = int(config.get("max_steps", -1))
-    return {"hyperparameters.batch_size": rows} | ({"hyperparameters.max_steps": steps} if steps > 0 else {})
+def _batch_size(config: Config) -> int:
+    return int(config["per_device_train_batch_size"]) * int(config["gradient_accumulation_steps"])
+
+
+def _steps(config: Config) -> Config:
+    """Its `max_steps` overrides the epochs; ours ends at whichever of both is first."""
+    steps, found = int(config.get("max_steps", -1)), Config({"hyperparameters.batch_size": _batch_size(config)})
+    if steps > 0:
+        found |= {"hyperparameters.max_steps": steps, "hyperparameters.epochs": MOST_EPOCHS}
+    return found
 
 
 def _schedule(config: Config) -> Config:
+    """Its `constant` has no warm-up, whatever `warmup_ratio` says."""
     kind = config["lr_scheduler_type"]
-    if kind not in SCHEDULERS:
+    warmup = {"hyperparameters.warmup_ratio": 0.0} if kind == "constant" else {}
+    return {"hyperparameters.scheduler": SCHEDULERS[kind]} | warmup
+
+
+def _noise(config: Config) -> Config:
+    """NEFTune's is the Trainer's in every stage there but `ppo`, whose loop is its own; ours is of `sft` alone."""
+    alpha, stage = _number(config.get("neftune_noise_alpha", 0)), config["stage"]
+    if not alpha or stage == "ppo":
+        return {}
+    if stage != "sft":
         raise Failure(
-            f"lr_scheduler_type {kind} has no counterpart.", param="config", hint=f"{', '.join(SCHEDULERS)} have one."
+            f"neftune_noise_alpha {alpha} has no counterpart in stage {stage}.",
+            param="config",
+            hint="It has one in stage sft. Take it out of a copy of the file.",
         )
-    return {"hyperparameters.scheduler": SCHEDULERS[kind]}
+    return {"hyperparameters.neftune_alpha": alpha}
 
 
 def _validation(config: Config) -> Config:
@@ -292,9 +290,6 @@ def _validation(config: Config) -> Config:
 
 def _judging(config: Config) -> Config:
     """When rows are validated on, and what follows from it, as fields of `validation`. Raises `Failure`."""
-    metric = config.get("metric_for_best_model", "eval_loss")
-    if metric not in ("eval_loss", "loss"):
-        raise Failure(f"metric_for_best_model {metric} has no counterpart.", param="config", hint="eval_loss has one.")
     found = Config()
     if config.get("eval_strategy") == "steps":
         every = float(config.get("eval_steps") or config.get("logging_steps") or 500)
@@ -303,10 +298,10 @@ def _judging(config: Config) -> Config:
                 f"eval_steps {every:g} has no counterpart.", param="config", hint="A number of steps has one."
             )
         found["every"] = int(every)
+    if config.get("early_stopping_steps") is not None:  # of which ours would keep the best by itself
+        found |= {"patience": int(config["early_stopping_steps"]), "keep": "last"}
     if config.get("load_best_model_at_end"):
         found["keep"] = "best"
-    if config.get("early_stopping_steps") is not None:
-        found["patience"] = int(config["early_stopping_steps"])
     return found
 
 
@@ -316,11 +311,6 @@ def _precision(config: Config) -> Config:
     if len(asked) > 1:
         raise Failure(
             f"{' and '.join(asked.values())} together have no counterpart.", param="config", hint="Choose one of them."
-        )
-    attention = config.get("flash_attn", "auto")
-    if attention not in ATTENTIONS:
-        raise Failure(
-            f"flash_attn {attention} has no counterpart.", param="config", hint=f"{', '.join(ATTENTIONS)} have one."
         )
     return {"hyperparameters.precision": next(iter(asked))} if asked else {}
 
@@ -350,22 +340,17 @@ def _drawn(config: Config) -> Config:
     }
 
 
-# Each adds what follows of several keys.
+# Each adds what follows of one or several keys.
 RULES: tuple[Callable[[Config], Config], ...] = (
     _method,
-    _batches,
+    _steps,
     _schedule,
+    _noise,
     _validation,
     _precision,
     _packing,
     _drawn,
 )
-# Field → the stages or methods that have it: LLaMA-Factory does not mind a key that another one would read.
-OF_STAGE = {"loss": ("dpo",), "beta": ("dpo", "kto"), "simpo_gamma": ("dpo",), "neftune_alpha": ("sft",), "packing": ("sft", "pt"),
-            "desirable_weight": ("kto",), "undesirable_weight": ("kto",), "temperature": ("rl",)}  # fmt: skip
-ADAPTERS = ("lora", "qlora")
-OF_METHOD = {"rank": ADAPTERS + LOW_RANK, "alpha": ADAPTERS, "dropout": ADAPTERS, "plus": ADAPTERS, "target_modules": ADAPTERS,
-             "variant": ADAPTERS, "quantization": ("qlora",), "double_quantization": ("qlora",), "layers": ("freeze",)}  # fmt: skip
 
 
 def _without_foreign(flat: Config) -> Config:

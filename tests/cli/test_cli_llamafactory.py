@@ -13,6 +13,7 @@ import yaml
 
 from app.cli.failure import Failure
 from app.cli.llamafactory import body_of
+from app.jobs.estimate import count_steps
 from app.jobs.schemas import JobCreate
 from tests.cli.conftest import Run
 from tests.conftest import DEMO_BASE
@@ -115,7 +116,10 @@ def test_its_template_is_taken_where_the_model_has_none(run: Run, dataset: str, 
         ({"stage": "pt", "packing": False, "neat_packing": False}, {}, {"packing": False}),
         ({"stage": "dpo", "packing": True}, {}, {}),
         ({"stage": "dpo", "fp16": True, "bf16": False}, {}, {"precision": "fp16"}),
-        ({"stage": "pt", "max_steps": 7, "neftune_noise_alpha": 5}, {}, {"max_steps": 7}),
+        ({"neftune_noise_alpha": 5}, {}, {"neftune_alpha": 5}),
+        ({"lr_scheduler_type": "constant", "warmup_ratio": 0.1}, {}, {"scheduler": "constant", "warmup_ratio": 0.0}),
+        ({"lr_scheduler_type": "constant_with_warmup", "warmup_ratio": 0.1}, {},
+         {"scheduler": "constant", "warmup_ratio": 0.1}),
     ],
 )  # fmt: skip
 def test_every_part_has_its_place(
@@ -128,6 +132,20 @@ def test_every_part_has_its_place(
 
 
 @pytest.mark.parametrize(
+    "config",
+    [
+        {"optim": "adamw_torch"}, {"optim": "adamw_torch_fused"}, {"optim": "adamw_hf"}, {"group_by_length": True},
+        {"stage": "dpo", "neftune_noise_alpha": 0}, {"neftune_noise_alpha": 0}, {"do_train": True, "do_predict": True},
+        {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": "1e-8"}, {"resume_from_checkpoint": None, "push_to_hub": False},
+        {"ignore_pad_token_for_loss": True, "freeze_vision_tower": True, "do_sample": True}, {"greater_is_better": False},
+        {"max_steps": -1}, {"some_new_key": False, "pref_bco_weight": 0.0},
+    ],
+)  # fmt: skip
+def test_what_says_nothing_of_the_outcome_changes_nothing(config: dict[str, Any]) -> None:
+    assert body_of(given(**config)) == body_of(given()) | ({"stage": config["stage"]} if "stage" in config else {})
+
+
+@pytest.mark.parametrize(
     ("config", "said"),
     [
         *(({name: value}, name) for name, value in {
@@ -135,7 +153,17 @@ def test_every_part_has_its_place(
             "quantization_bit": 2, "finetuning_type": "oft", "a_new_key": 3, "galore_proj_type": "left",
             "mixture_of_depths": "convert", "load_best_model_at_end": True, "early_stopping_steps": 3,
             "metric_for_best_model": "accuracy", "flash_attn": "fa9", "freeze_extra_modules": "embed_tokens",
+            "optim": "adafactor", "adam_beta2": 0.95, "pref_loss": "kto_pair", "resume_from_checkpoint": "saves/checkpoint-500",
+            "adapter_name_or_path": "saves/first", "additional_target": "embed_tokens", "greater_is_better": True,
+            "push_to_hub": True, "ignore_pad_token_for_loss": False, "freeze_vision_tower": False, "warmup_steps": 20,
+            "freeze_trainable_modules": "mlp", "create_new_adapter": True,
         }.items()),
+        *(({"stage": stage, "neftune_noise_alpha": 5}, f"neftune_noise_alpha 5 .* in stage {stage}")
+          for stage in ("pt", "dpo", "kto", "rm")),
+        *((config, "do_train: false") for config in (
+            {"do_train": False, "do_predict": True}, {"do_train": False}, {"do_predict": True}, {"do_eval": True},
+        )),
+        ({"quantization_bit": 4, "quantization_method": "hqq"}, "quantization_bit 4"),
         ({"use_dora": True, "pissa_init": True}, "dora and pissa"),
         ({"bf16": True, "fp16": True}, "bf16 and fp16"),
         ({"finetuning_type": "freeze", "freeze_trainable_layers": -2}, "freeze_trainable_layers -2"),
@@ -146,6 +174,26 @@ def test_every_part_has_its_place(
 def test_what_has_no_counterpart_is_named(config: dict[str, Any], said: str) -> None:
     with pytest.raises(Failure, match=said):
         body_of(given(**config))
+
+
+@pytest.mark.parametrize("rows", [1, 20, 100_000])
+def test_max_steps_are_made_whatever_the_epochs_are(rows: int) -> None:
+    body = body_of(given(max_steps=1000, num_train_epochs=2.0))
+    job = JobCreate.model_validate(body | {"base_model": "a", "dataset": "ds_b"})
+    assert count_steps(rows, job.hyperparameters) == 1000
+
+
+def test_more_max_steps_than_the_rows_can_make_are_named(run: Run, dataset: str, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+
+    def shown(**keys: Any) -> Any:
+        config.write_text(yaml.safe_dump(given(**keys)))
+        return run("jobs", "from-llamafactory", config, "--dataset", dataset, "--base-model", "demo-base", "--show")
+
+    # Twenty rows, eight a step: three steps an epoch, or two where a fifth is held out.
+    assert json.loads(shown(max_steps=3000).stdout)["hyperparameters"]["max_steps"] == 3000
+    assert "max_steps 3001 has no counterpart" in shown(max_steps=3001).stderr
+    assert "max_steps 2001 has no counterpart" in shown(max_steps=2001, val_size=0.2).stderr
 
 
 def test_ppo_becomes_reinforcement_learning_where_a_reward_model_is_named() -> None:
@@ -170,6 +218,8 @@ def test_when_it_validates_and_what_follows_from_it() -> None:
     expected = {"fraction": 0.1, "every": 50, "keep": "best", "patience": 3}
     assert body_of(config)["validation"] == expected
     assert body_of(given(val_size=0.1, eval_strategy="epoch"))["validation"] == {"fraction": 0.1}
+    last = body_of(given(val_size=0.1, eval_strategy="epoch", early_stopping_steps=3))["validation"]
+    assert last == {"fraction": 0.1, "patience": 3, "keep": "last"}
     with pytest.raises(Failure, match=r"eval_steps 0\.1"):
         body_of(given(val_size=0.1, eval_strategy="steps", eval_steps=0.1))
 
