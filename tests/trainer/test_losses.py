@@ -23,6 +23,8 @@ from trl import (
     RewardTrainer,
     RLOOConfig,
     RLOOTrainer,
+    SFTConfig,
+    SFTTrainer,
 )
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
@@ -103,6 +105,22 @@ def step_loss(stage: str, model: Any, items: list[Item], settings: Any, max_toke
     made = STAGES[stage].begin_step(model, made)
     count = sum(batch["count"] for batch in made)
     return torch.stack([STAGES[stage].loss(model, batch, settings)[0] for batch in made]).sum() / count
+
+
+def test_the_loss_of_answers_is_trl_s(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    answers = [each for item in PAIRS for each in item.examples]
+    batch = [
+        {"input_ids": each.token_ids, "labels": np.where(each.loss_mask, each.token_ids, -100).astype(np.int64)}
+        for each in answers
+    ]
+
+    def theirs(copied: Any) -> torch.Tensor:
+        some = Dataset.from_list([{"prompt": "a", "completion": "b"}])
+        oracle = SFTTrainer(copied, SFTConfig(**plain(tmp_path)), train_dataset=some, processing_class=tokenizer)
+        found: torch.Tensor = oracle.compute_loss(oracle.model, oracle.data_collator(batch))
+        return found
+
+    assert_same(model, step_loss("sft", model, [Item((each,)) for each in answers], None), theirs)
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "hinge", "ipo"])
