@@ -23,6 +23,8 @@ from trl import (
     RewardTrainer,
     RLOOConfig,
     RLOOTrainer,
+    SFTConfig,
+    SFTTrainer,
 )
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
@@ -103,6 +105,22 @@ def step_loss(stage: str, model: Any, items: list[Item], settings: Any, max_toke
     made = STAGES[stage].begin_step(model, made)
     count = sum(batch["count"] for batch in made)
     return torch.stack([STAGES[stage].loss(model, batch, settings)[0] for batch in made]).sum() / count
+
+
+def test_the_loss_of_answers_is_trl_s(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    answers = [each for item in PAIRS for each in item.examples]
+    batch = [
+        {"input_ids": each.token_ids, "labels": np.where(each.loss_mask, each.token_ids, -100).astype(np.int64)}
+        for each in answers
+    ]
+
+    def theirs(copied: Any) -> torch.Tensor:
+        some = Dataset.from_list([{"prompt": "a", "completion": "b"}])
+        oracle = SFTTrainer(copied, SFTConfig(**plain(tmp_path)), train_dataset=some, processing_class=tokenizer)
+        found: torch.Tensor = oracle.compute_loss(oracle.model, oracle.data_collator(batch))
+        return found
+
+    assert_same(model, step_loss("sft", model, [Item((each,)) for each in answers], None), theirs)
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "hinge", "ipo"])
@@ -205,16 +223,18 @@ def padded(sequences: list[list[int]], left: bool) -> tuple[torch.Tensor, torch.
     return made[0].long(), made[1].long()
 
 
-def said(model: Any, prompts: list[list[int]], answers: list[list[int]], width: int) -> torch.Tensor:
+def said(
+    model: Any, prompts: list[list[int]], answers: list[list[int]], width: int, temperature: float
+) -> torch.Tensor:
     """Log-probabilities of the answers' tokens, [answers, width]; row by row, without padding."""
     found = torch.zeros(len(answers), width)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].float()
+        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].float() / temperature
         found[row, : len(answer)] = logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None])[:, 0]
     return found
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.3])
+@pytest.mark.parametrize(("beta", "temperature"), [(0.0, 1.0), (0.3, 1.0), (0.0, 0.6), (0.3, 0.6)])
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
 def test_losses_of_drawn_answers_are_trl_s(
     model: Any,
@@ -224,8 +244,10 @@ def test_losses_of_drawn_answers_are_trl_s(
     monkeypatch: pytest.MonkeyPatch,
     algorithm: str,
     beta: float,
+    temperature: float,
 ) -> None:
-    settings = Reinforcement.model_validate({"algorithm": algorithm, "group_size": 2, "batch_size": 10, "beta": beta})
+    both = {"beta": beta, "temperature": temperature}
+    settings = Reinforcement.model_validate({"algorithm": algorithm, "group_size": 2, "batch_size": 10, **both})
     prompts = [prompt for prompt, *_ in ROWS for _ in range(2)]
     answers = [answer for _, *two in ROWS for answer in two]
     prompt_ids, prompt_mask = padded(prompts, left=True)
@@ -234,7 +256,7 @@ def test_losses_of_drawn_answers_are_trl_s(
              "completion_mask": completion_mask, "num_items_in_batch": completion_mask.sum().float()}  # fmt: skip
     options = plain(
         tmp_path,
-        beta=beta,
+        **both,
         num_generations=2,
         per_device_train_batch_size=10,
         steps_per_generation=1,
@@ -242,7 +264,8 @@ def test_losses_of_drawn_answers_are_trl_s(
     )
     kind, config = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)}[algorithm]
     with torch.no_grad():
-        was, now = (said(each, prompts, answers, completion_ids.shape[1]) for each in (untrained, model))
+        width = completion_ids.shape[1]
+        was, now = (said(each, prompts, answers, width, temperature) for each in (untrained, model))
     if algorithm == "grpo":
         advantage = (WORTH - WORTH.mean(1, keepdim=True)) / (WORTH.std(1, keepdim=True) + 1e-4)
         given |= {"ref_per_token_logps": was}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from app.jobs import estimate
@@ -84,6 +86,40 @@ def test_a_preflight_leaves_no_trace(
     assert [each["phase"] for each in of_type(with_one, "phase")][-2:] == ["preflight", "training"]
     [skipped] = of_type(without, "preflight")
     assert (skipped["peak_memory_bytes"], skipped["seconds"]) == (None, None)
+
+
+def tensors_held() -> int:
+    """Bytes of all tensors that there are but weights."""
+    gc.collect()
+    held = (each.untyped_storage() for each in gc.get_objects() if type(each) is torch.Tensor and not each.is_meta)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in held}.values())
+
+
+@pytest.mark.parametrize(("name", "moments"), [("full", 2), ("galore", 0)])
+def test_a_preflight_has_gradients_and_moments_beside_the_rows_and_gives_them_back(
+    train: Run, monkeypatch: pytest.MonkeyPatch, name: str, moments: int
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    seen = list[tuple[int, int]]()
+    trained = 0
+
+    def look(model: torch.nn.Module, _: object) -> None:
+        nonlocal trained
+        if isinstance(model, Qwen2ForCausalLM) and model.training:
+            weights = list(model.parameters())
+            trained = sum(weight.nbytes for weight in weights)
+            gradients = [weight.grad for weight in weights if weight.grad is not None]
+            of_gradients = sum(each.nbytes for each in gradients)
+            seen.append((of_gradients, tensors_held() - of_gradients))
+
+    hook = register_module_forward_pre_hook(look)
+    try:
+        train(**METHODS[name] | {"hyperparameters": {"max_steps": 1}})
+    finally:
+        hook.remove()
+    (in_preflight, then), (in_step, now) = seen
+    assert (in_preflight, in_step) == (trained, 0)
+    assert then - now == pytest.approx(moments * trained, abs=0.1 * trained)
 
 
 def test_what_does_not_fit_is_found_out_before_anything_is_trained(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:

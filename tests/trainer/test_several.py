@@ -124,7 +124,8 @@ def test_what_shares_out_its_weights_learns_what_one_process_does(
     resumed = spec.model_copy(update={"resume_from": str(tmp_path / "two/checkpoints/step-3")})
     again, _ = pair.do(resumed, tmp_path / "again")
     assert measured(again) == [event for event in measured(two) if event["step"] > 3]
-    assert load_file(tmp_path / "again/merged/model.safetensors").keys() == weights[1].keys()
+    assert_close(load_file(tmp_path / "again/merged/model.safetensors"), weights[1], rtol=0, atol=0)  # to the bit
     alone = train(out="alone", resume_from=str(tmp_path / "two/checkpoints/step-3"), **changes)
     for one_process, shared in zip(measured(alone), measured(again), strict=True):
         assert shared == pytest.approx(one_process, rel=1e-4, abs=1e-5)
+    assert_close(load_file(tmp_path / "alone/merged/model.safetensors"), weights[1], rtol=1e-3, atol=1e-4)

@@ -87,7 +87,11 @@ def optimizer(model: Any, config: Lora | Qlora, options: dict[str, Any]) -> torc
     if config.plus is None:
         return None
     made: torch.optim.Optimizer = create_loraplus_optimizer(
-        model, torch.optim.AdamW, loraplus_lr_ratio=config.plus, **options
+        model,
+        torch.optim.AdamW,
+        loraplus_lr_ratio=config.plus,
+        loraplus_weight_decay=options["weight_decay"],  # its groups take no notice of AdamW's
+        **options,
     )
     return made
 
