@@ -50,15 +50,14 @@ def refusal(error: InvalidValue) -> str:
     return f"{error.param} is refused"
 
 
-def outcome(row: str, method: dict[str, Any], mode: str) -> str:
+def outcome(row: str, method: dict[str, Any], mode: str, **facts: Any) -> str:
     stage, _, random = row.partition(" ")
     settings = {"initial_weights": "random"} if random else {}
     spec = JobSpec.model_validate(
         {"stage": stage, "method": method, "hyperparameters": settings, "deploy": {"mode": mode}}
     )
-    base = Model(
-        name="base", kind="base", chat_template="{{ messages }}", facts={"model_type": "qwen2", "max_length": 2048}
-    )
+    known = {"model_type": "qwen2", "max_length": 2048}
+    base = Model(name="base", kind="base", chat_template="{{ messages }}", facts=known | facts)
     try:
         for rule in RULES:
             rule(spec, base, dataset_of(ROWS[stage]))
@@ -71,6 +70,11 @@ def outcome(row: str, method: dict[str, Any], mode: str) -> str:
 def test_each_method_of_a_stage_is_deployed_or_refused_as_the_table_says(row: str) -> None:
     expected = {name: OUTCOMES[cell] for name, cell in zip(COLUMNS, TABLE[row].split(), strict=True)}
     assert {name: {mode: outcome(row, method, mode) for mode in MODES} for name, method in COLUMNS.items()} == expected
+
+
+def test_a_model_s_own_code_scores_nothing() -> None:
+    assert outcome("rm", {}, "auto", own_code=True) == "base_model is refused"
+    assert outcome("sft", {}, "auto", own_code=True) == "adapter"
 
 
 def test_the_table_has_every_stage_and_method() -> None:

@@ -98,7 +98,12 @@ REFUSALS: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"hyperparameters": {"lr": 1}}, 422, "unknown_field", "hyperparameters.lr"),
     ({"hyperparameters": {"max_length": 4096}}, 422, "invalid_value", "hyperparameters.max_length"),
     ({"hyperparameters": {"precision": "fp8"}}, 422, "invalid_value", "hyperparameters.precision"),
-    ({"hyperparameters": {"precision": "fp16"}, "resources": {"gpus": 0}}, 422, "unsupported", "hyperparameters.precision"),
+    (
+        {"hyperparameters": {"precision": "fp16"}, "resources": {"gpus": 0}},
+        422,
+        "unsupported",
+        "hyperparameters.precision",
+    ),
     ({"hyperparameters": {"packing": "always"}}, 422, "invalid_value", "hyperparameters.packing"),
     ({"stage": "dpo", "hyperparameters": {"packing": True}}, 422, "unknown_field", "hyperparameters.packing"),
     ({"hyperparameters": {"packing": True, "neftune_alpha": 5}}, 422, "unsupported", "hyperparameters.packing"),

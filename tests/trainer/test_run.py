@@ -157,8 +157,8 @@ def test_a_checkpoint_is_all_that_serving_and_training_on_need(train: Run, base:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"method": {"type": "full"}}, {"method": {"variant": "dora"}}, {"stage": "rm"}, {"stage": "rm", "method": {"type": "freeze"}},
-        {"stage": "rm", "adapter": "before/adapter"},
+        {"method": {"type": "full"}}, {"method": {"variant": "dora"}}, {"stage": "rm"},
+        {"stage": "rm", "method": {"type": "freeze"}}, {"stage": "rm", "adapter": "before/adapter"},
     ],
     ids=["full", "dora", "rm", "rm by freeze", "rm of an adapter"],
 )  # fmt: skip

@@ -43,9 +43,7 @@ def asked_of(tokenizer: Any, rows: str, held_out: bool = True) -> scorecard.Aske
     items = [item for row in read_rows(rows, "chat", tokenizer, 2048).items_by_row for item in row]
     validation = items if held_out else []
     settings, end = Supervised(), [tokenizer.eos_token_id]
-    made = scorecard.choose(
-        "sft", settings, items, validation, validation, tokenizer, end, tokenizer.pad_token_id
-    )
+    made = scorecard.choose("sft", settings, items, validation, validation, tokenizer, end, tokenizer.pad_token_id)
     assert made is not None
     return made
 
@@ -103,7 +101,9 @@ def test_prompts_that_are_answered_together_are_answered_as_alone(
     assert len({len(prompt.asked) for prompt in asked.prompts}) > 3
 
 
-def test_where_memory_runs_out_less_is_measured_at_a_time(train: Run, rows: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_memory_runs_out_less_is_measured_at_a_time(
+    train: Run, rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     changes = {"rows": rows, "check": ON, "validation": {"fraction": 0.5}, "hyperparameters": {"max_steps": 1}}
     whole = card_of(train(**changes))
     generate = GenerationMixin.generate
