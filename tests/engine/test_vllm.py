@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,16 @@ pytestmark = pytest.mark.skipif(
 )
 IDS = [5, 120, 340, 77, 900, 41]
 START_SECONDS = 300.0
+# Prints which of the architectures that it is told vLLM loads with adapters.
+ADAPTED = """
+import importlib, sys
+from vllm.model_executor.models.interfaces import supports_lora
+from vllm.model_executor.models.registry import _TEXT_GENERATION_MODELS as known
+for name in sys.argv[1:]:
+    module, kind = known[name]
+    if supports_lora(getattr(importlib.import_module(f"vllm.model_executor.models.{module}"), kind)):
+        print("adapted", name)
+"""
 
 
 @dataclass
@@ -113,3 +124,11 @@ def test_a_killed_engine_comes_back_with_its_adapter(served: Served, true_scores
 
 def _names(url: str) -> set[str]:
     return {each["id"] for each in httpx.get(f"{url}/v1/models", timeout=30).json()["data"]}
+
+
+def test_it_takes_adapters_on_what_is_not_named_as_without() -> None:
+    both = [*vllm.WITHOUT_ADAPTERS, "Qwen2ForCausalLM", "Glm4ForCausalLM"]
+    command = [str(get_settings().vllm_python), "-c", ADAPTED, *both]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    adapted = {line.split()[1] for line in said.splitlines() if line.startswith("adapted ")}
+    assert adapted == {"Qwen2ForCausalLM", "Glm4ForCausalLM"}

@@ -20,8 +20,8 @@ TABLE: dict[str, tuple[str, dict[str, Any], str]] = {
     "pt": ("text", {"stage": "pt", "hyperparameters": STEPS}, "adapter"),
     "dpo": ("preference", {"stage": "dpo", "hyperparameters": STEPS}, "adapter"),
     "kto": ("labels", {"stage": "kto", "hyperparameters": STEPS}, "adapter"),
-    "rm": ("preference", {"stage": "rm", "hyperparameters": STEPS}, "reward"),
     "pissa": ("chat", {"method": {"variant": "pissa"}, "hyperparameters": STEPS}, "adapter"),
+    "rm": ("preference", {"stage": "rm", "hyperparameters": STEPS}, "reward"),
     "qlora": ("chat", {"method": {"type": "qlora"}, "hyperparameters": STEPS}, "adapter"),
     "dora": ("chat", {"method": {"variant": "dora"}, "hyperparameters": STEPS}, "merged"),
     "freeze": ("chat", {"method": {"type": "freeze"}, "hyperparameters": STEPS}, "merged"),
@@ -35,6 +35,8 @@ RARELY = ("dora", "freeze", "galore", "apollo")
 # vLLM loads what is converted, and weights of their own; all of the table would take it long on a CPU.
 ON_VLLM = ("pissa", "full", *(("dpo", "qlora", "rm") if THOROUGH else ()))
 
+# What begins with the outcome of another: sft, then rm on it, then rl on the first with the second as reward are three posts.
+ON = {"rm": "pissa"}
 # The columns that have a reward model.
 JUDGED = ("embedded", "production") if "rm" in ON_VLLM else ("embedded",)
 # Of whose checkpoints models are made: served where they lie, merged, and served by no engine but ours.
@@ -74,10 +76,11 @@ def posted(
     running: Service, datasets: dict[str, str], table: dict[str, tuple[str, dict[str, Any], str]]
 ) -> dict[str, str]:
     """Ids of the jobs, which run one after the other."""
-    return {
-        name: running.create(datasets[kind], **changes, name=f"table-{name}")
-        for name, (kind, changes, _) in table.items()
-    }
+    made = dict[str, str]()
+    for name, (kind, changes, _) in table.items():
+        base = running.ended(made[ON[name]])["model"]["name"] if name in ON else "demo-base"
+        made[name] = running.create(datasets[kind], **changes, base_model=base, name=f"table-{name}")
+    return made
 
 
 @pytest.mark.timeout(1200)  # several jobs

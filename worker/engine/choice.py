@@ -19,7 +19,13 @@ def choose_engine(settings: Settings) -> InferenceEngine:
 
 
 def engine_for(wanted: WantedEngine, usual: InferenceEngine, settings: Settings) -> InferenceEngine:
-    """The engine of these weights: the embedded one for reward models, Mixture-of-Depths and models that only code of their own
-    can load and vLLM has none for; else the machine's usual one."""
-    only_own = usual is vllm and wanted.own_code and not vllm.knows(wanted.architecture, settings.vllm_python)
-    return embedded if wanted.kind == "reward" or wanted.mixture_of_depths or only_own else usual
+    """The engine of these weights: the embedded one for what vLLM cannot serve, else the machine's usual one."""
+    return embedded if usual is vllm and _is_beyond_vllm(wanted, settings) else usual
+
+
+def _is_beyond_vllm(wanted: WantedEngine, settings: Settings) -> bool:
+    """Reward models, Mixture-of-Depths, models that only code of their own can load and vLLM has none for, and those on which
+    it takes no adapters."""
+    unknown = wanted.own_code and not vllm.knows(wanted.architecture, settings.vllm_python)
+    without_adapters = wanted.architecture in vllm.WITHOUT_ADAPTERS
+    return wanted.kind == "reward" or wanted.mixture_of_depths or unknown or without_adapters

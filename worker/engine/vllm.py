@@ -19,6 +19,16 @@ GIB = 2**30
 CPU_KV_CACHE_GIB = 1
 # Measured with a model of 7 M parameters: 2.4 GB of memory for three processes, besides the KV cache.
 CPU_PROCESS_BYTES = int(2.5 * GIB)
+# What vLLM 0.32 has code for, and refuses to load at all with adapters switched on.
+WITHOUT_ADAPTERS = frozenset(
+    [
+        "BailingMoeV2_5ForCausalLM", "BailingMoeV3ForCausalLM", "BloomForCausalLM", "Cohere2MoeForCausalLM", "DbrxForCausalLM",
+        "FalconForCausalLM", "FalconMambaForCausalLM", "GPT2LMHeadModel", "GPTJForCausalLM", "Gemma3nForCausalLM",
+        "HrmTextForCausalLM", "IQuestLoopCoderForCausalLM", "Mamba2ForCausalLM", "MambaForCausalLM", "MiMoV2FlashForCausalLM",
+        "MiMoV2ForCausalLM", "OrionForCausalLM", "StableLmForCausalLM", "Step1ForCausalLM", "Step3TextForCausalLM",
+        "Step3p5ForCausalLM", "Zamba2ForCausalLM",
+    ]
+)  # fmt: skip
 
 
 def is_installed(settings: Settings) -> bool:
