@@ -14,6 +14,7 @@ import torch
 
 from app.jobs.estimate import Memory
 from worker.trainer.determinism import random_states
+from worker.trainer.methods.low_rank import LowRank
 from worker.trainer.stages.texts import Batch
 
 Learn = Callable[[list[Batch]], int]
@@ -52,17 +53,23 @@ def fly(
 
 
 def _try_largest(optimizer: Any, learn_from: Callable[[list[Batch]], Any], made: list[Batch]) -> int:
-    """Forward and backward, with room taken for the gradients of all weights and for AdamW's two moments of those that have none
-    yet. Nothing is applied. Returns the tokens that it had."""
+    """Forward and backward, with room taken for the gradients of all weights and for what the optimiser keeps of those that it has not
+    seen yet. Nothing is applied. Returns the tokens that it had."""
     largest = max(made, key=_elements, default=None)  # none, where others have all of the rows
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    moments = 2 if isinstance(optimizer.optimizer, torch.optim.AdamW) else 0  # others are there to have smaller ones
-    held = [torch.ones_like(weight) for weight in weights if weight not in optimizer.state for _ in range(moments)]
-    for weight in weights:
+    groups = [(group, weight) for group in optimizer.param_groups for weight in group["params"]]
+    held = [_state(optimizer.optimizer, *each) for each in groups if each[1] not in optimizer.state]
+    for _, weight in groups:
         weight.grad = torch.zeros_like(weight)
     learn_from([largest] if largest else [])
     del held
     return max(1, int(largest["tokens"])) if largest else 1  # an empty one is run where others have more
+
+
+def _state(optimizer: torch.optim.Optimizer, group: dict[str, Any], weight: torch.Tensor) -> list[torch.Tensor]:
+    """Tensors of the sizes that the optimiser will keep of a weight: AdamW's two moments, or what `LowRank` has instead."""
+    if isinstance(optimizer, LowRank):
+        return [weight.new_ones(shape) for shape in optimizer.shapes(weight, group)]
+    return [torch.ones_like(weight), torch.ones_like(weight)]
 
 
 def _peak_bytes() -> int:

@@ -56,6 +56,14 @@ class LowRank(Optimizer):
         super().__init__(groups, defaults)
         self.project, self.enlarge = project, enlarge
 
+    def shapes(self, weight: torch.Tensor, group: State) -> list[tuple[int, ...]]:
+        """Those of the tensors that are kept of a weight, at most: both moments, and of a projected one its projection."""
+        if "rank" not in group:
+            return [tuple(weight.shape)] * 2
+        long, short = max(weight.shape), min(weight.shape)
+        rank = min(group["rank"], short)
+        return [(long, rank), (long, rank), (rank, short)]
+
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
