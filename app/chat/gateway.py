@@ -201,6 +201,12 @@ def _servable(project_id: str, name: str, renders: bool) -> Model:
             code="model_not_ready",
             hint=f"GET /models/{name} says how far it is.",
         )
+    if model.facts.get("architecture_only"):
+        raise InvalidValue(
+            f"The model '{name}' is an architecture without weights.",
+            param="model",
+            hint="Train one on it with stage 'pt' and hyperparameters.initial_weights 'random'.",
+        )
     if renders and model.chat_template is None:
         raise InvalidValue(
             f"The model '{name}' has no chat template.",

@@ -42,12 +42,17 @@ def add(
     ],
     chat_template: ChatTemplate = None,
     template_arguments: TemplateArguments = None,
+    architecture_only: Annotated[
+        bool,
+        typer.Option("--architecture-only", help="The directory has no weights: stage pt begins with random ones."),
+    ] = False,
     wait: Annotated[bool, typer.Option(help="Wait while the model is downloaded or merged.")] = True,
     json: Json = False,
 ) -> None:
     """Register a base model, or make a job's checkpoint a fine-tune."""
     body: dict[str, Any] = {"name": name, "source": _absolute(source)}
     body |= template_fields(chat_template, template_arguments)
+    body |= {"architecture_only": True} if architecture_only else {}
     with connect(context) as service:
         model = service.post("/models", body)
         if wait and model["status"] in DOING:

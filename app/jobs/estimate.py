@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from app.jobs.hyperparameters import Hyperparameters
@@ -63,8 +63,9 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def shape_of(config: dict[str, Any], parameters: int, bytes: int) -> Shape | None:
-    """The shape that a config.json tells of; None where it has no layers or sizes under the names that transformers uses."""
+def shape_of(config: dict[str, Any], parameters: int | None, bytes: int) -> Shape | None:
+    """The shape that a config.json tells of, in so many `bytes` of weights; None where it has no layers or sizes under the names
+    that transformers uses. Where there are no weights yet (`parameters` is None) they are those of blocks with a gated layer."""
     text = config.get("text_config") or config
 
     def size(*names: str, default: int = 0) -> int:
@@ -76,8 +77,8 @@ def shape_of(config: dict[str, Any], parameters: int, bytes: int) -> Shape | Non
         return None
     heads = size("num_attention_heads", "n_head", default=1)
     width = size("head_dim", default=hidden // heads)
-    return Shape(
-        parameters=parameters,
+    shape = Shape(
+        parameters=parameters or 0,
         bytes=bytes,
         layers=layers,
         hidden=hidden,
@@ -88,6 +89,10 @@ def shape_of(config: dict[str, Any], parameters: int, bytes: int) -> Shape | Non
         vocabulary=vocabulary,
         tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))),
     )
+    if parameters is not None:
+        return shape
+    blocks = layers * sum(math.prod(sizes) for sizes in _block(shape).values())
+    return replace(shape, parameters=shape.embeddings + blocks)
 
 
 def count_steps(items: int, settings: Hyperparameters) -> int:

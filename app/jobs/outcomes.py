@@ -27,4 +27,8 @@ def facts_of(base: Model, spec: JobSpec, manifest: dict[str, Any], size: int) ->
         told["code_source"] = code_source(base)
     if isinstance(spec.method, Mod):
         told["mixture_of_depths"] = True
-    return base.facts | told
+    facts = base.facts
+    if facts.get("architecture_only"):
+        told |= {"parameters": manifest["data"]["parameters"], "modules": manifest["modules"], "bytes": size}
+        facts = {name: value for name, value in facts.items() if name != "architecture_only"}
+    return facts | told

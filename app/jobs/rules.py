@@ -49,6 +49,19 @@ def _base_can_be_built_on(spec: JobSpec, base: Model, dataset: Dataset) -> None:
         )
 
 
+def _weights_are_there(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    if base.facts.get("architecture_only") and not _begins_at_random(spec):
+        raise InvalidValue(
+            f"'{base.name}' is an architecture without weights.",
+            param="base_model",
+            hint="Begin with random ones: stage 'pt', hyperparameters.initial_weights 'random' and method.type 'full'.",
+        )
+
+
+def _begins_at_random(spec: JobSpec) -> bool:
+    return isinstance(spec.hyperparameters, Pretraining) and spec.hyperparameters.initial_weights == "random"
+
+
 def _go_on(spec: JobSpec, base: Model, dataset: Dataset) -> None:
     """Makes the method that of the adapter which is trained further."""
     if base.kind != "adapter" or not trains_adapter(spec.stage, spec.method):
@@ -102,9 +115,7 @@ def _has_template(spec: JobSpec, base: Model, dataset: Dataset) -> None:
 
 
 def _random_weights_are_all_trained(spec: JobSpec, base: Model, dataset: Dataset) -> None:
-    parameters = spec.hyperparameters
-    random = isinstance(parameters, Pretraining) and parameters.initial_weights == "random"
-    if random and not isinstance(spec.method, Whole):
+    if _begins_at_random(spec) and not isinstance(spec.method, Whole):
         raise InvalidValue(
             f"From random weights all of them are learned, and method '{spec.method.type}' leaves most as they are.",
             param="method.type",
@@ -241,6 +252,7 @@ def _rows_to_hold_out(spec: JobSpec, base: Model, dataset: Dataset) -> None:
 # In order: the first ones write out what the later ones judge.
 RULES: tuple[Callable[[JobSpec, Model, Dataset], None], ...] = (
     _base_can_be_built_on,
+    _weights_are_there,
     _go_on,
     _has_template,
     _random_weights_are_all_trained,

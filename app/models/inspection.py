@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from app.models.chat_templates import ends_of
 from app.models.folders import bad_source, check_entries
+from app.models.layers import modules_of
 from app.models.own_code import needs_own_code
 
 # What is read whole is bounded: weights are not, they are read by their headers.
@@ -26,22 +27,24 @@ CONVERT = (
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 
 
-def inspect_model(folder: Path) -> tuple[dict[str, Any], str | None]:
-    """The facts of the model in `folder` and its chat template (None where it has none).
+def inspect_model(folder: Path, *, architecture_only: bool = False) -> tuple[dict[str, Any], str | None]:
+    """The facts of the model in `folder` and its chat template (None where it has none); with `architecture_only` no weights
+    are looked for.
 
     Facts: `architecture`, `model_type`, `parameters`, `hidden_size`, `layers` (its blocks, or None), `max_length` (tokens, or
     None), `modules` (names of the modules of its blocks that have a weight matrix), `bytes` and, only where it is so,
-    `own_code` (it can be loaded with its own code only) and `mixture_of_depths` (it has routers: `worker.trainer.depths`);
+    `architecture_only` (then `parameters` is None, and there are no `modules`), `own_code` (it can be loaded with its own code
+    only) and `mixture_of_depths` (it has routers: `worker.trainer.depths`);
     `templates`, where the tokenizer's tokens can be read: which of our chat templates end with one of them (`ends_of`).
     Raises `InvalidValue` on `source` that says what is missing.
     """
     try:
-        return _inspect(folder)
+        return _inspect(folder, architecture_only)
     except (OSError, UnicodeDecodeError, AttributeError, TypeError) as error:
         raise bad_source(folder, f"cannot be read: {error}", "Give a directory that the service may read.") from error
 
 
-def _inspect(folder: Path) -> tuple[dict[str, Any], str | None]:
+def _inspect(folder: Path, architecture_only: bool) -> tuple[dict[str, Any], str | None]:
     if not folder.is_dir():
         raise bad_source(
             folder, "is not a directory on this machine", "Give the path of a directory that holds config.json."
@@ -54,7 +57,7 @@ def _inspect(folder: Path) -> tuple[dict[str, Any], str | None]:
     config = _json(folder / "config.json")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise bad_source(folder, "has no tokenizer", f"One of {', '.join(TOKENIZER_FILES)} is needed.")
-    shapes = _weight_shapes(folder)
+    shapes = {} if architecture_only else _weight_shapes(folder)
     text = config.get("text_config") or config
     hidden_size = text.get("hidden_size") or text.get("n_embd") or text.get("d_model")
     architectures = config.get("architectures")
@@ -64,16 +67,18 @@ def _inspect(folder: Path) -> tuple[dict[str, Any], str | None]:
         raise bad_source(
             folder, "has a config.json without 'architectures' or 'hidden_size'", "Is it a causal language model?"
         )
-    facts = {
+    facts: dict[str, Any] = {
         "architecture": str(architectures[0]),
         "model_type": str(config.get("model_type", "")),
-        "parameters": sum(math.prod(shape) for shape in shapes.values()),
+        "parameters": sum(math.prod(shape) for shape in shapes.values()) or None,
         "hidden_size": hidden_size,
         "layers": layers if _is_size(layers) else None,
         "max_length": context if _is_size(context) and context >= SHORTEST_CONTEXT else None,
-        "modules": sorted({name.split(".")[-2] for name, shape in shapes.items() if _is_layer(name, shape)}),
+        "modules": modules_of(shapes),
         "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
     }
+    if architecture_only:
+        facts |= {"architecture_only": True, "bytes": 0}
     if needs_own_code(config, _tokenizer_config(folder)):
         facts["own_code"] = True
     if config.get("mixture_of_depths"):
@@ -95,7 +100,8 @@ def _weight_shapes(folder: Path) -> dict[str, list[int]]:
         if pickles:
             found = f"has pickled weights ({pickles[0].name}), which can run any code, and no safetensors"
             raise bad_source(folder, found, f"If you trust them, convert them where transformers is: {CONVERT}")
-        raise bad_source(folder, "has no safetensors weights", "Give the directory that holds the model's own files.")
+        hint = "Give the directory that holds the model's own files, or set architecture_only to begin with random weights."
+        raise bad_source(folder, "has no safetensors weights", hint)
     _check_index(folder)
     shapes: dict[str, list[int]] = {}
     for path in files:
@@ -120,11 +126,6 @@ def _check_index(folder: Path) -> None:
     for name in set(map(str, named.values())):
         if not name.endswith(".safetensors") or Path(name).name != name or not (folder / name).is_file():
             raise bad_source(folder, f"has no file '{name}', which {index.name} names", "Copy the model again.")
-
-
-def _is_layer(name: str, shape: list[int]) -> bool:
-    # Blocks are numbered; embeddings and the output's layer, on which engines take no adapters, are in none.
-    return len(shape) == 2 and name.endswith(".weight") and any(part.isdigit() for part in name.split("."))
 
 
 def _chat_template(folder: Path) -> str | None:

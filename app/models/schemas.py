@@ -37,6 +37,11 @@ class ModelCreate(Strict):
         description="What the template is handed beside a conversation.",
         examples=[{"enable_thinking": False}],
     )
+    architecture_only: bool = Field(
+        False,
+        description="The directory has a configuration and a tokenizer, and weights are not looked for: what stage pt begins with "
+        "random ones on.",
+    )
     metadata: Metadata = Field(default_factory=dict)
 
 

@@ -54,6 +54,12 @@ def register(project_id: str, request: ModelCreate) -> Model:
         meta=request.metadata,
     )
     kept = source_of(model)
+    if request.architecture_only and "://" in request.source:
+        raise InvalidValue(
+            f"The source '{request.source}' has weights, or is to have some.",
+            param="architecture_only",
+            hint="Give the directory of an architecture, or leave architecture_only out.",
+        )
     if kept is None and "://" in request.source:
         if not HUB_SOURCE.fullmatch(request.source):
             raise InvalidValue(
@@ -63,7 +69,7 @@ def register(project_id: str, request: ModelCreate) -> Model:
             )
         model.status = "downloading"
     elif kept is None:
-        read_directory(model, Path(request.source))
+        read_directory(model, Path(request.source), architecture_only=request.architecture_only)
     try:
         with creating() as session:
             if references(session, "model name", request.name, project_id):
@@ -89,9 +95,9 @@ def _taken(name: str) -> Conflict:
     )
 
 
-def read_directory(model: Model, folder: Path) -> None:
+def read_directory(model: Model, folder: Path, *, architecture_only: bool = False) -> None:
     """Makes `model` a ready one whose files lie in `folder`. Raises `InvalidValue` where they are not those of a model."""
-    facts, template = inspect_model(folder)
+    facts, template = inspect_model(folder, architecture_only=architecture_only)
     if facts.get("own_code"):
         require_allowed(model.source, str(folder))
     if model.chat_template is not None:
@@ -171,7 +177,7 @@ def servable(project_id: str) -> list[Model]:
     seen = union_all(*(select(Model.id).where(each, Model.status == "ready") for each in _seen_by(project_id, kinds)))
     query = select(Model).where(Model.id.in_(seen)).order_by(Model.id.desc())
     with reading() as session:
-        return list(session.scalars(query))
+        return [model for model in session.scalars(query) if not model.facts.get("architecture_only")]
 
 
 def delete(project_id: str, name: str) -> None:

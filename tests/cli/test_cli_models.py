@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,15 @@ def test_a_template_has_a_name_or_arguments(run: Run, tmp_path: Path) -> None:
     refused = run("models", "add", "odd", DEMO_BASE, "--chat-template", "llama3")
     assert "<|eot_id|>" in refused.stderr
     assert "is not NAME=VALUE" in run("models", "add", "odd", DEMO_BASE, "--template-argument", "dry").stderr
+
+
+def test_an_architecture_alone_is_asked_for(run: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(DEMO_BASE, tmp_path / "architecture", ignore=shutil.ignore_patterns("*.safetensors"))
+    refused = run("models", "add", "bare", folder)
+    assert "architecture_only" in refused.stderr
+    added = run("models", "add", "bare", folder, "--architecture-only", "--json")
+    assert json.loads(added.stdout)["parameters"] is None
+    assert "bare" in run("models", "list").stdout
 
 
 def test_a_download_is_waited_for(service: str, run: Run) -> None:

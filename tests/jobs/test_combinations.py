@@ -77,6 +77,12 @@ def test_a_model_s_own_code_scores_nothing() -> None:
     assert outcome("sft", {}, "auto", own_code=True) == "adapter"
 
 
+@pytest.mark.parametrize("row", TABLE)
+def test_on_an_architecture_alone_only_random_weights_are_trained(row: str) -> None:
+    expected = "merged" if row == "pt from random weights" else "base_model is refused"
+    assert outcome(row, {"type": "full"}, "auto", architecture_only=True) == expected
+
+
 def test_the_table_has_every_stage_and_method() -> None:
     assert {row.split()[0] for row in TABLE} == set(STAGES)
     assert {method.get("type", "lora") for method in COLUMNS.values()} == set(METHODS)

@@ -87,6 +87,42 @@ def test_a_directory_that_is_no_model_is_refused_with_what_it_lacks(
     assert error["hint"]
 
 
+def test_an_architecture_needs_no_weights_and_answers_nothing(client: httpx.Client, folder: Path) -> None:
+    with_weights = register(client, folder).json()
+    no_weights(folder)
+    refused = register(client, folder).json()["error"]
+    assert "architecture_only" in refused["hint"]
+    model = register(client, folder, architecture_only=True).json()
+    assert (model["status"], model["kind"], model["parameters"]) == ("ready", "base", None)
+    assert model["architecture"] == with_weights["architecture"]
+    known = {each["id"] for each in client.get("/v1/models").json()["data"]}
+    assert model["name"] not in known
+    assert with_weights["name"] in known
+    for path, asked in (
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+        ("/v1/completions", {"prompt": "a"}),
+    ):
+        answer = client.post(path, json={"model": model["name"]} | asked)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (422, "model")
+        assert "without weights" in answer.json()["error"]["message"]
+    texts = client.post("/datasets", content=b'{"text": "Once upon a time."}').json()["id"]
+    job = {"base_model": model["name"], "dataset": texts, "stage": "pt", "method": {"type": "full"}}
+    refused = client.post("/jobs", json=job).json()["error"]
+    assert (refused["param"], "initial_weights" in refused["hint"]) == ("base_model", True)
+    job["hyperparameters"] = {"initial_weights": "random"}
+    planned, usual = (
+        client.post("/jobs", params={"dry_run": True}, json=job | {"base_model": name}).json()["memory"]
+        for name in (model["name"], with_weights["name"])
+    )
+    assert planned["total_bytes"] == pytest.approx(usual["total_bytes"], rel=0.05)
+
+
+@pytest.mark.parametrize("source", ["hf://owner/name", "checkpoint://ckpt_1"])
+def test_an_architecture_is_a_directory(client: httpx.Client, source: str) -> None:
+    answer = register(client, source, architecture_only=True)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "architecture_only")
+
+
 @pytest.mark.parametrize(
     "source", ["/nowhere/at/all", "ftp://host/model", "hf://only-a-name", "modelscope://a/b/c", "hf://../x"]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from demo.service import user_turn
 from demo.text import sample_rows
-from tests.conftest import Backend, eventually
+from tests.conftest import DEMO_BASE, Backend, eventually
 from tests.system.service import LOOK_SECONDS, Service
 from tests.trainer.rows_of_the_table import THOROUGH
 
@@ -18,6 +19,16 @@ STEPS = {"max_steps": 20, "batch_size": 8, "learning_rate": 0.003}
 # What the row is called → the kind of its rows, what it says in its job, the kind of the model that it makes.
 TABLE: dict[str, tuple[str, dict[str, Any], str]] = {
     "pt": ("text", {"stage": "pt", "hyperparameters": STEPS}, "adapter"),
+    "random": (
+        "text",
+        {
+            "stage": "pt",
+            "method": {"type": "full"},
+            "hyperparameters": STEPS | {"initial_weights": "random"},
+            "base_model": "architecture",
+        },
+        "merged",
+    ),
     "dpo": ("preference", {"stage": "dpo", "hyperparameters": STEPS}, "adapter"),
     "kto": ("labels", {"stage": "kto", "hyperparameters": STEPS}, "adapter"),
     "pissa": ("chat", {"method": {"variant": "pissa"}, "hyperparameters": STEPS}, "adapter"),
@@ -73,13 +84,20 @@ def datasets(running: Service) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def posted(
-    running: Service, datasets: dict[str, str], table: dict[str, tuple[str, dict[str, Any], str]]
+    running: Service,
+    datasets: dict[str, str],
+    table: dict[str, tuple[str, dict[str, Any], str]],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, str]:
     """Ids of the jobs, which run one after the other."""
+    folder = tmp_path_factory.mktemp("models") / "architecture"
+    shutil.copytree(DEMO_BASE, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    described = {"name": "architecture", "source": str(folder), "architecture_only": True}
+    running.client.post("/models", json=described).raise_for_status()
     made = dict[str, str]()
     for name, (kind, changes, _) in table.items():
-        base = running.ended(made[ON[name]])["model"]["name"] if name in ON else "demo-base"
-        made[name] = running.create(datasets[kind], **changes, base_model=base, name=f"table-{name}")
+        on = {"base_model": running.ended(made[ON[name]])["model"]["name"]} if name in ON else {}
+        made[name] = running.create(datasets[kind], **changes | on, name=f"table-{name}")
     return made
 
 
@@ -87,7 +105,7 @@ def posted(
 def test_all_of_it_is_trained_and_served(
     running: Service, posted: dict[str, str], table: dict[str, tuple[str, dict[str, Any], str]]
 ) -> None:
-    for name, (_, _, kind) in table.items():
+    for name, (_, changes, kind) in table.items():
         job = running.ended(posted[name])
         assert job["status"] == "succeeded", (name, job["error"])
         assert job["deploy"]["mode"] == ("adapter" if kind == "adapter" else "merged"), name
@@ -97,8 +115,12 @@ def test_all_of_it_is_trained_and_served(
         metrics = running.client.get(f"/jobs/{job['id']}/metrics").json()["data"]
         first, last = (sum(row["loss"] for row in part) for part in (metrics[:3], metrics[-3:]))
         assert last < 0.9 * first, name
-        model = running.client.get(f"/models/{job['model']['name']}").json()
-        assert (model["kind"], model["status"], model["base_model"]) == (kind, "ready", "demo-base"), name
+        model, base = (
+            running.client.get(f"/models/{job['model']['name']}").json(),
+            changes.get("base_model", "demo-base"),
+        )
+        assert (model["kind"], model["status"], model["base_model"]) == (kind, "ready", base), name
+        assert model["parameters"] > 0, name
         if kind == "reward":
             prefers_right_answers_and_writes_none(running, model["name"])
 

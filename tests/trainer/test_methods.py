@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from app.jobs.methods import Freeze, Lora, Method, Qlora
+from app.models.inspection import inspect_model
 from tests.trainer.conftest import Run
 from worker.trainer.base import Base
 from worker.trainer.methods import METHODS, lora, qlora
@@ -163,3 +165,18 @@ def test_random_weights_are_not_those_of_the_base(
     assert {name: torch.allclose(ours[name], others[name], atol=1e-3) for name in matrices} == dict.fromkeys(
         matrices, is_the_base
     )
+
+
+def test_random_weights_need_an_architecture_and_no_weights(
+    train: Run, rows_of: Any, base: Path, tmp_path: Path
+) -> None:
+    architecture = shutil.copytree(base, tmp_path / "architecture", ignore=shutil.ignore_patterns("*.safetensors"))
+    for out, folder in (("whole", base), ("alone", architecture)):
+        train(
+            out=out, base_model=str(folder), stage="pt", method={"type": "full"}, rows=rows_of("text"),
+            hyperparameters={"initial_weights": "random", "max_steps": 1}, deploy={"mode": "merged"},
+        )  # fmt: skip
+    ours, others = (tmp_path / out / "merged" for out in ("alone", "whole"))
+    assert (ours / "model.safetensors").read_bytes() == (others / "model.safetensors").read_bytes()
+    manifest, (facts, _) = json.loads((tmp_path / "alone/manifest.json").read_text()), inspect_model(ours)
+    assert (manifest["data"]["parameters"], manifest["modules"]) == (facts["parameters"], facts["modules"])

@@ -53,8 +53,8 @@ def fly(
 
 
 def _try_largest(optimizer: Any, learn_from: Callable[[list[Batch]], Any], made: list[Batch]) -> int:
-    """Forward and backward, with room taken for the gradients of all weights and for what the optimiser keeps of those that it has not
-    seen yet. Nothing is applied. Returns the tokens that it had."""
+    """Forward and backward, with room taken for the gradients of all weights and for what the optimiser will keep of those
+    that it has not seen yet. Nothing is applied. Returns the tokens that it had."""
     largest = max(made, key=_elements, default=None)  # none, where others have all of the rows
     groups = [(group, weight) for group in optimizer.param_groups for weight in group["params"]]
     held = [_state(optimizer.optimizer, *each) for each in groups if each[1] not in optimizer.state]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,6 +15,7 @@ from app.jobs import combinations
 from app.jobs.estimate import Memory, count_steps, memory, shape_of
 from app.jobs.hyperparameters import Pretraining, Reinforcement
 from app.jobs.spec import TrainerSpec
+from app.models.layers import modules_of
 from worker.trainer import artifacts, attention, last_block, ranks, scorecard, sharding
 from worker.trainer.base import Base, onto_device, random_model
 from worker.trainer.checkpoints import Checkpoints, RunState, differences, read_state
@@ -73,13 +74,14 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
     goes_on = combinations.trains_adapter(spec.spec.stage, spec.spec.method)
     makes = combinations.STAGES[spec.spec.stage].makes
     base = Base(spec.base_model, spec.own_code, makes, pad_id, adapter=None if goes_on else spec.adapter)
-    model, dtype, parameters, stops_at = _load(spec, base, method)
+    loaded = _load(spec, base, method)
+    model, dtype = loaded.model, loaded.dtype
     if settings.sharding == "full" and ranks.count() > 1:
         sharding.shard(model)
     model = onto_device(model)
     attention.choose(model)
     last_block.narrow(model)
-    stop_ids = dataset.stop_token_ids(data.train, tokenizer, spec.spec.template_arguments, stops_at, emit)
+    stop_ids = dataset.stop_token_ids(data.train, tokenizer, spec.spec.template_arguments, loaded.stops_at, emit)
     # A run that goes on measures as the first attempt did, and then trains on with what that had come to.
     micro_batches = MicroBatches(resumed.made_with["micro_batch_tokens"] if resumed else micro_batch_tokens(), emit)
     is_language_model = base.makes == "language model"
@@ -110,7 +112,7 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
     asked, untrained = None, dict[str, float | None]()
     if spec.spec.check.scorecard:
         # Before a checkpoint is loaded: the model is what training began with in an attempt that goes on, too.
-        ends = _ends(stop_ids, tokenizer, stops_at)
+        ends = _ends(stop_ids, tokenizer, loaded.stops_at)
         asked = scorecard.choose(
             spec.spec.stage, settings, data.train, data.validation, validation_items, tokenizer, ends, pad_id
         )
@@ -134,7 +136,7 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
         "tokens_lost": data.tokens_lost,
         "dropped_rows": data.dropped,
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "parameters": parameters,
+        "parameters": loaded.parameters,
         "loss_tokens": sum(int(example.loss_mask[1:].sum()) for example in examples),
         "tokens": sum(len(example.token_ids) for example in examples),
         "longest": max(len(example.token_ids) for example in examples),
@@ -150,6 +152,7 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
         "spec": spec.spec.model_dump(mode="json"),
         "data": summary,
         "stop_token_ids": stop_ids,
+        "modules": loaded.modules,
         "made_with": made_with,
     }
     writer = Writer(spec, method, base, tokenizer, stop_ids, about)
@@ -219,11 +222,20 @@ def _ends(stop_ids: list[int], tokenizer: Any, stops_at: Any) -> list[int]:
     return sorted({*stop_ids, tokenizer.eos_token_id, *own} - {None})
 
 
-def _load(spec: TrainerSpec, base: Base, method: Method) -> tuple[Any, torch.dtype, int, Any]:
-    """The model, ready to be trained; its dtype and number of parameters as they were; and what its answers stop at.
+@dataclass(frozen=True)
+class _Loaded:
+    """A `model` that is ready to be trained; its dtype, parameters and modules (`modules_of`) as they were before; and the token
+    or tokens that its answers stop at."""
 
-    Raises `Failure`.
-    """
+    model: Any
+    dtype: torch.dtype
+    parameters: int
+    modules: list[str]
+    stops_at: Any
+
+
+def _load(spec: TrainerSpec, base: Base, method: Method) -> _Loaded:
+    """Raises `Failure`."""
     settings = spec.spec.hyperparameters
     set_seed(settings.seed)
     if isinstance(settings, Pretraining) and settings.initial_weights == "random":
@@ -231,13 +243,15 @@ def _load(spec: TrainerSpec, base: Base, method: Method) -> tuple[Any, torch.dty
     else:
         loaded = method.load_base(base, spec.spec.method)
     dtype, parameters = loaded.dtype, loaded.num_parameters()
+    modules = modules_of({name: weight.shape for name, weight in loaded.named_parameters()})
     generation = getattr(loaded, "generation_config", None)  # a reward model has none
     stops_at = generation.eos_token_id if generation is not None else None
     set_seed(settings.seed)
     try:
-        return method.prepare(loaded, spec.spec.method), dtype, parameters, stops_at
+        model = method.prepare(loaded, spec.spec.method)
     except ValueError as error:
         raise Failure("trainer_error", str(error), "Change the field that it names.") from error
+    return _Loaded(model, dtype, parameters, modules, stops_at)
 
 
 def _estimate(spec: TrainerSpec, model: Any, dtype: torch.dtype, summary: dict[str, Any]) -> Memory | None:
