@@ -305,6 +305,7 @@ def _trainer_spec(job: Job, gpus: list[str]) -> TrainerSpec:
         threads=get_settings().trainer_threads,
         gpus=gpus,
         processes=max(1, len(gpus)),
+        halved=attempts.killed_for_memory(job),
         reward_models=judges,
         provenance=provenance,
     )

@@ -80,6 +80,11 @@ def seconds_used(job: Job) -> float:
     return sum((each.ended_at - each.started_at).total_seconds() for each in ended if each.ended_at)
 
 
+def killed_for_memory(job: Job) -> int:
+    """How many of the job's attempts the kernel ended for want of memory."""
+    return sum(attempt.code == "killed_for_memory" for attempt in job.attempts)
+
+
 def published(session: Session, job: Job) -> Model | None:
     """The model that an earlier attempt at the job stored, if one did."""
     return session.get(Model, job.model_id) if job.model_id else None
@@ -237,11 +242,11 @@ def _progress(row: Job, **fields: Any) -> None:
     row.progress = (row.progress or {}) | fields
 
 
-def end(session: Session, row: Job, outcome: str, reason: str | None = None) -> None:
+def end(session: Session, row: Job, outcome: str, reason: str | None = None, code: str | None = None) -> None:
     """Writes how the held row's attempt ended, and what it used. What comes after it in the
     transaction takes no lock that others take before they end attempts: all of them add to the same totals."""
     attempt = _attempt(row)
-    attempt.ended_at, attempt.outcome, attempt.reason = utc_now(), outcome, reason
+    attempt.ended_at, attempt.outcome, attempt.reason, attempt.code = utc_now(), outcome, reason, code
     seconds = (attempt.ended_at - attempt.started_at).total_seconds()
     used = Used(trained_tokens=attempt.tokens, gpu_seconds=seconds * attempt.gpus)
     usage.add(session, row.project_id, row.key_id, row.name, used)
@@ -258,14 +263,14 @@ def end(session: Session, row: Job, outcome: str, reason: str | None = None) -> 
 
 def fail(session: Session, row: Job, code: str, message: str, hint: str | None = None) -> None:
     """Ends the held row's job as failed, for a cause that another attempt would meet again."""
-    end(session, row, "failed", message)
+    end(session, row, "failed", message, code)
     row.error = {"code": code, "message": message, "hint": hint}
     move(session, row, "fail", message, code=code, hint=hint)
 
 
 def lose(session: Session, row: Job, code: str, message: str, hint: str | None = None) -> None:
     """Ends the held row's attempt as lost: the job runs again, or fails when that happened `max_attempts` times."""
-    end(session, row, "lost", message)
+    end(session, row, "lost", message, code)
     lost = sum(attempt.outcome == "lost" and attempt.number > row.retried_after for attempt in row.attempts)
     if _as_asked(session, row, "the attempt had been lost"):
         return

@@ -71,6 +71,7 @@ class AttemptOut(BaseModel):
     resume_reason: str | None = Field(description="What differs from the machine that made the checkpoint.")
     outcome: Literal["succeeded", "failed", "cancelled", "lost", "handed_over", "paused"] | None
     reason: str | None
+    code: str | None = Field(description="Of the error, where it failed or was lost.")
 
 
 class ScorecardSide(BaseModel):

@@ -121,7 +121,8 @@ class TrainerSpec(Strict):
     `rows`, `validation_rows` and `replay_rows` are Parquet files of canonical rows; `threads` is 0 for all cores;
     `adapter` is the folder of an adapter on the base model that goes on being trained, `resume_from` that of a checkpoint;
     `own_code` says that the base model's code is to run; `gpus` are the ids of the only GPUs that it may use, as CUDA knows
-    them, and null where it is nobody's to say; `processes` is how many share the work, each with one of the GPUs.
+    them, and null where it is nobody's to say; `processes` is how many share the work, each with one of the GPUs; so often is
+    the usual micro-batch `halved`, since the kernel ended as many attempts for want of memory.
     """
 
     job: str
@@ -138,6 +139,7 @@ class TrainerSpec(Strict):
     threads: int = 0
     gpus: list[str] | None = None
     processes: int = 1
+    halved: int = 0
     reward_models: dict[str, RewardModel] = Field(default_factory=dict, description="By id, those that rewards name.")
     provenance: dict[str, Any] = Field(default_factory=dict, description="Copied into the manifest: names and hashes.")
 

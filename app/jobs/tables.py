@@ -77,7 +77,8 @@ class Job(Leased):
 
 
 class Attempt(Base):
-    """One try at a job by one worker. `outcome`: succeeded, failed, cancelled or lost; null while it runs. `tokens` were
+    """One try at a job by one worker. `outcome`: succeeded, failed, cancelled or lost; null while it runs; `code` is that of the
+    error of one that failed or was lost. `tokens` were
     trained on in `steps` that took `step_seconds` together, on so many `gpus`. `resume`, of one that went on from a
     checkpoint: exact or approximate, and why."""
 
@@ -97,6 +98,7 @@ class Attempt(Base):
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     outcome: Mapped[str | None] = mapped_column(String(20))
     reason: Mapped[str | None] = mapped_column(Text)
+    code: Mapped[str | None] = mapped_column(String(40))
 
 
 class Checkpoint(Base):

@@ -235,6 +235,21 @@ def test_a_machine_that_differs_goes_on_and_says_so(make_spec: Make, tmp_path: P
     assert started["differences"] == ["threads 2, was 1"]
 
 
+@pytest.mark.parametrize(("halved", "has"), [(1, 32), (9, 1)])
+def test_after_a_kill_for_memory_it_goes_on_with_less_and_says_so(
+    make_spec: Make, tmp_path: Path, halved: int, has: int
+) -> None:
+    spec = make_spec(**SHAPES["dropout"])
+    expected, _ = undisturbed(spec, tmp_path / "whole")
+    events, found = list[dict[str, Any]](), Course()
+    lost = {"resume_from": str(tmp_path / "whole/checkpoints/step-3"), "halved": halved}
+    attempt(spec.model_copy(update=lost), tmp_path / "again", found, lambda event, _: events.append(event))
+    told = {event["type"]: event for event in events}
+    assert told["started"]["differences"] == [f"micro-batches of up to {has} tokens, were 64"]
+    assert told["warning"]["message"].endswith(f"micro-batches of up to {has} padded tokens.")
+    assert found.last["loss"] == pytest.approx(expected.last["loss"], rel=0.05)  # dropout is drawn otherwise
+
+
 @pytest.mark.parametrize(("deterministic", "reasons"), [(True, []), (False, [SUMS_DIFFER])])
 def test_on_a_gpu_a_run_is_resumed_exactly_only_where_it_is_deterministic(
     make_spec: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool, reasons: list[str]

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import threading
+from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import httpx
 import pytest
 
+from app.jobs.estimate import MICRO_BATCH_TOKENS
 from app.kit import storage
 from app.kit.gpus import Gpu
+from app.kit.processes import spawn
 from tests.datasets.helpers import jsonl
 from tests.jobs.conftest import dataset
 from tests.jobs.test_lifecycle import job
-from worker import trainers
+from worker import memory, trainers
 from worker.slots import Slots, own_slots
 from worker.supervisor import train_next
 
@@ -61,6 +65,35 @@ def test_what_was_mixed_in_kept_and_compared_is_told(
     assert (manifest["result"]["stopped_early"], manifest["result"]["best_step"]) == (True, best)
     assert manifest["scorecard"] == told["scorecard"]
     assert told["scorecard"]["tuned"]["loss"] == pytest.approx(kept[1]["validation_loss"], abs=1e-3)
+
+
+def test_an_attempt_that_the_kernel_ended_for_memory_is_followed_by_one_that_needs_less(
+    client: httpx.Client, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    client.post(f"/jobs/{job['id']}/cancel").raise_for_status()
+    body = {"base_model": "demo-base", "dataset": job["dataset"], "hyperparameters": {"max_steps": 2}}
+    body |= {"check": {"scorecard": False}, "deploy": {"mode": "none"}}
+    made = client.post("/jobs", json=body).raise_for_status().json()
+    monkeypatch.setattr(trainers, "keep_warm", lambda: None)
+    counter = tmp_path / "memory.events"
+    counter.write_text("oom_kill 0\n")
+    monkeypatch.setattr(memory, "_COUNTERS", (counter,))
+    with monkeypatch.context() as patch:
+        # What the kernel does: the trainer is gone without a word, and counted.
+        dies = f"echo oom_kill 1 > {counter}; kill -9 $$"
+        patch.setattr(trainers, "start", lambda *_: spawn(["/bin/sh", "-c", dies], stdout=PIPE, grace_seconds=1))
+        assert train_next(own_slots(), threading.Event())
+    assert train_next(own_slots(), threading.Event())
+
+    told = client.get(f"/jobs/{made['id']}").json()
+    assert told["status"] == "succeeded", told["error"]
+    assert [each["code"] for each in told["attempts"]] == ["killed_for_memory", None]
+    events = client.get(f"/jobs/{made['id']}/events").json()["data"]
+    [warning] = [event["message"] for event in events if event["type"] == "warning"]
+    half = MICRO_BATCH_TOKENS["cpu"] // 2
+    assert warning.endswith(f"micro-batches of up to {half} padded tokens.")
+    manifest = json.loads((storage.fetch_folder(f"artifacts/{made['id']}/2") / "manifest.json").read_text())
+    assert manifest["made_with"]["micro_batch_tokens"] == half
 
 
 def test_a_job_of_two_gpus_is_trained_by_two_processes(

@@ -83,7 +83,8 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
     last_block.narrow(model)
     stop_ids = dataset.stop_token_ids(data.train, tokenizer, spec.spec.template_arguments, loaded.stops_at, emit)
     # A run that goes on measures as the first attempt did, and then trains on with what that had come to.
-    micro_batches = MicroBatches(resumed.made_with["micro_batch_tokens"] if resumed else micro_batch_tokens(), emit)
+    usual = max(1, micro_batch_tokens() >> spec.halved)
+    micro_batches = MicroBatches(resumed.made_with["micro_batch_tokens"] if resumed else usual, emit)
     is_language_model = base.makes == "language model"
     proof = Proof(model, data.train, pad_id, micro_batches) if is_language_model else None
     packs = packed.is_wanted(spec, model)
@@ -121,12 +122,17 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
     most = micro_batches.tokens
     made_with = artifacts.made_with(dtype, compute_dtype(), attention.attention_of(model))
     made_with |= {"packed": packs, "micro_batch_tokens": most, "processes": ranks.count()}
-    if resumed:
-        micro_batches.tokens = min(most, resumed.micro_batch_tokens or most)
+    had = min(most, resumed.micro_batch_tokens or most) if resumed else most
+    micro_batches.tokens = min(had, usual) if spec.halved else had
+    if spec.halved:
+        message = (
+            "The kernel ended an earlier attempt for want of memory. This one goes on with micro-batches of up to "
+        )
+        emit("warning", message=f"{message}{micro_batches.tokens} padded tokens.")
 
     every = None if settings.checkpoint_every == "auto" else settings.checkpoint_every
     examples = [example for item in data.train for example in item.examples]
-    summary = _resumption(resumed, made_with) | {
+    summary = _resumption(resumed, made_with, had, micro_batches.tokens) | {
         "total_steps": count_steps(len(data.train), settings),
         "rows": data.rows,
         "validation_rows": data.validation_rows,
@@ -273,9 +279,11 @@ def _estimate(spec: TrainerSpec, model: Any, dtype: torch.dtype, summary: dict[s
     )
 
 
-def _resumption(resumed: RunState | None, made_with: dict[str, Any]) -> dict[str, Any]:
-    """From which step the run goes on, and why its bits may not be those of a run that never stopped."""
+def _resumption(resumed: RunState | None, made_with: dict[str, Any], had: int, has: int) -> dict[str, Any]:
+    """From which step the run goes on, and why its bits may not be those of a run that never stopped: other things than in
+    `made_with`, or micro-batches that have fewer tokens than they had."""
     if resumed is None:
         return {"start_step": 0, "differences": []}
     differ = differences(resumed.made_with, made_with)
+    differ += [f"micro-batches of up to {has} tokens, were {had}"] if has < had else []
     return {"start_step": resumed.step, "differences": [*differ, *([] if repeats_sums() else [SUMS_DIFFER])]}
