@@ -114,6 +114,6 @@ def list_served(project: ToInfer) -> ServedModels:
 @router.get("/models/{name}", summary="Get a model that can be asked", responses=errors(404))
 def get_served(name: NameOrId, project: ToInfer) -> ServedModel:
     model = models.get(project, name)
-    if model.status != "ready":
+    if model.status != "ready" or not models.answers(model):
         raise models.not_found(name)
     return _served(model)

@@ -22,6 +22,9 @@ _QUANTISED = {"nf4": 0.5 + 4 / 64, "fp4": 0.5 + 4 / 64, "int8": 1.0}
 _TWICE_QUANTISED = 0.5 + 1 / 64
 
 
+# What configurations call the number of experts.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
 # Texts that a row is compared by.
 _TEXTS = {"dpo": 2, "kto": 2, "rm": 2}
 
@@ -65,7 +68,8 @@ class Memory:
 
 def shape_of(config: dict[str, Any], parameters: int | None, bytes: int) -> Shape | None:
     """The shape that a config.json tells of, in so many `bytes` of weights; None where it has no layers or sizes under the names
-    that transformers uses. Where there are no weights yet (`parameters` is None) they are those of blocks with a gated layer."""
+    that transformers uses. Where there are no weights yet (`parameters` is None) they are those of blocks with one gated layer
+    each, and None where there are experts."""
     text = config.get("text_config") or config
 
     def size(*names: str, default: int = 0) -> int:
@@ -73,7 +77,7 @@ def shape_of(config: dict[str, Any], parameters: int | None, bytes: int) -> Shap
 
     layers, hidden = size("num_hidden_layers", "n_layer"), size("hidden_size", "n_embd", "d_model")
     vocabulary = size("vocab_size")
-    if not (layers and hidden and vocabulary):
+    if not (layers and hidden and vocabulary) or (parameters is None and size(*_EXPERTS)):
         return None
     heads = size("num_attention_heads", "n_head", default=1)
     width = size("head_dim", default=hidden // heads)

@@ -121,8 +121,8 @@ class TrainerSpec(Strict):
     `rows`, `validation_rows` and `replay_rows` are Parquet files of canonical rows; `threads` is 0 for all cores;
     `adapter` is the folder of an adapter on the base model that goes on being trained, `resume_from` that of a checkpoint;
     `own_code` says that the base model's code is to run; `gpus` are the ids of the only GPUs that it may use, as CUDA knows
-    them, and null where it is nobody's to say; `processes` is how many share the work, each with one of the GPUs; so often is
-    the usual micro-batch `halved`, since the kernel ended as many attempts for want of memory.
+    them, and null where it is nobody's to say; `processes` is how many share the work, each with one of the GPUs; on a CPU
+    the micro-batch is `halved` as often as the kernel ended an attempt for want of memory.
     """
 
     job: str

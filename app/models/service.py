@@ -177,7 +177,12 @@ def servable(project_id: str) -> list[Model]:
     seen = union_all(*(select(Model.id).where(each, Model.status == "ready") for each in _seen_by(project_id, kinds)))
     query = select(Model).where(Model.id.in_(seen)).order_by(Model.id.desc())
     with reading() as session:
-        return [model for model in session.scalars(query) if not model.facts.get("architecture_only")]
+        return [model for model in session.scalars(query) if answers(model)]
+
+
+def answers(model: Model) -> bool:
+    """Whether the model can be chatted with, once it is ready."""
+    return model.kind != "reward" and not model.facts.get("architecture_only")
 
 
 def delete(project_id: str, name: str) -> None:

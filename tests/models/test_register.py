@@ -97,6 +97,7 @@ def test_an_architecture_needs_no_weights_and_answers_nothing(client: httpx.Clie
     assert model["architecture"] == with_weights["architecture"]
     known = {each["id"] for each in client.get("/v1/models").json()["data"]}
     assert model["name"] not in known
+    assert client.get(f"/v1/models/{model['name']}").status_code == 404
     assert with_weights["name"] in known
     for path, asked in (
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
@@ -115,6 +116,11 @@ def test_an_architecture_needs_no_weights_and_answers_nothing(client: httpx.Clie
         for name in (model["name"], with_weights["name"])
     )
     assert planned["total_bytes"] == pytest.approx(usual["total_bytes"], rel=0.05)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_experts": 8}))
+    of_experts = register(client, folder, architecture_only=True).json()["name"]
+    planned = client.post("/jobs", params={"dry_run": True}, json=job | {"base_model": of_experts}).json()
+    assert planned["memory"] is None
 
 
 @pytest.mark.parametrize("source", ["hf://owner/name", "checkpoint://ckpt_1"])

@@ -106,7 +106,8 @@ def test_a_preflight_has_gradients_and_moments_beside_the_rows_and_gives_them_ba
     def kept(name_of_weight: str, weight: torch.Tensor) -> int:
         if name == "full" or weight.ndim < 2 or "layers" not in name_of_weight:
             return 2 * weight.nbytes
-        return 4 * METHODS[name]["method"]["rank"] * (2 * max(weight.shape) + min(weight.shape))
+        projection = min(weight.shape) if name == "galore" else 0
+        return 4 * METHODS[name]["method"]["rank"] * (2 * max(weight.shape) + projection)
 
     def look(model: torch.nn.Module, _: object) -> None:
         nonlocal trained, state

@@ -24,7 +24,8 @@ class RunState(BaseModel):
 
     `pending_validation`: the step was to be validated, and was not yet. `best_loss` and `best_step` are those of the lowest
     validation loss so far, `without_gain` counts the validations since then. `micro_batch_tokens` is what a
-    micro-batch has come to by then; the one in `made_with` is that of the first step. What has a default is not in checkpoints
+    micro-batch has come to by then; the one in `made_with` is that of the first step. Of the kernel's kills for want of memory
+    so many have `halved` it. What has a default is not in checkpoints
     that an older version made.
     """
 
@@ -33,6 +34,7 @@ class RunState(BaseModel):
     validation_loss: float | None
     pending_validation: bool
     micro_batch_tokens: int | None = None
+    halved: int = 0
     best_loss: float | None = None
     best_step: int | None = None
     without_gain: int = 0

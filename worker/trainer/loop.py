@@ -239,6 +239,7 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
             best_step=judge.best_step,
             without_gain=judge.without_gain,
             micro_batch_tokens=self.micro_batches.tokens,
+            halved=self.micro_batches.halved,
             made_with=self.checkpoints.made_with,
         )
 

@@ -25,10 +25,10 @@ def micro_batch_tokens() -> int:
 
 
 class MicroBatches:
-    """A micro-batch of this run has at most `tokens` padded tokens, or is one row."""
+    """A micro-batch of this run has at most `tokens` padded tokens, or is one row. So often they were `halved` from without."""
 
-    def __init__(self, tokens: int, emit: Emit) -> None:
-        self.tokens = tokens
+    def __init__(self, tokens: int, emit: Emit, halved: int = 0) -> None:
+        self.tokens, self.halved = tokens, halved
         self._emit = emit
 
     def fit(

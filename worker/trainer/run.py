@@ -17,7 +17,7 @@ from app.jobs.hyperparameters import Pretraining, Reinforcement
 from app.jobs.spec import TrainerSpec
 from app.models.layers import modules_of
 from worker.trainer import artifacts, attention, last_block, ranks, scorecard, sharding
-from worker.trainer.base import Base, onto_device, random_model
+from worker.trainer.base import Base, onto_device, own_dtype, random_model
 from worker.trainer.checkpoints import Checkpoints, RunState, differences, read_state
 from worker.trainer.data import dataset
 from worker.trainer.data.tokenizer import load_tokenizer
@@ -83,8 +83,10 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
     last_block.narrow(model)
     stop_ids = dataset.stop_token_ids(data.train, tokenizer, spec.spec.template_arguments, loaded.stops_at, emit)
     # A run that goes on measures as the first attempt did, and then trains on with what that had come to.
-    usual = max(1, micro_batch_tokens() >> spec.halved)
-    micro_batches = MicroBatches(resumed.made_with["micro_batch_tokens"] if resumed else usual, emit)
+    began_with = resumed.made_with["micro_batch_tokens"] if resumed else micro_batch_tokens()
+    halved = 0 if torch.cuda.is_available() else spec.halved  # the kernel gives and takes the machine's memory alone
+    more = max(0, halved - (resumed.halved if resumed else 0))
+    micro_batches = MicroBatches(max(1, began_with >> more), emit, halved)
     is_language_model = base.makes == "language model"
     proof = Proof(model, data.train, pad_id, micro_batches) if is_language_model else None
     packs = packed.is_wanted(spec, model)
@@ -122,17 +124,15 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
     most = micro_batches.tokens
     made_with = artifacts.made_with(dtype, compute_dtype(), attention.attention_of(model))
     made_with |= {"packed": packs, "micro_batch_tokens": most, "processes": ranks.count()}
-    had = min(most, resumed.micro_batch_tokens or most) if resumed else most
-    micro_batches.tokens = min(had, usual) if spec.halved else had
-    if spec.halved:
-        message = (
-            "The kernel ended an earlier attempt for want of memory. This one goes on with micro-batches of up to "
-        )
-        emit("warning", message=f"{message}{micro_batches.tokens} padded tokens.")
+    if resumed:
+        micro_batches.tokens = min(most, max(1, (resumed.micro_batch_tokens or began_with) >> more))
+    if more:
+        why = "The kernel ended an earlier attempt for want of memory."
+        emit("warning", message=f"{why} It goes on with micro-batches of up to {micro_batches.tokens} padded tokens.")
 
     every = None if settings.checkpoint_every == "auto" else settings.checkpoint_every
     examples = [example for item in data.train for example in item.examples]
-    summary = _resumption(resumed, made_with, had, micro_batches.tokens) | {
+    summary = _resumption(resumed, made_with) | {
         "total_steps": count_steps(len(data.train), settings),
         "rows": data.rows,
         "validation_rows": data.validation_rows,
@@ -159,6 +159,7 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
         "data": summary,
         "stop_token_ids": stop_ids,
         "modules": loaded.modules,
+        "weight_bytes": loaded.parameters * own_dtype(base).itemsize,
         "made_with": made_with,
     }
     writer = Writer(spec, method, base, tokenizer, stop_ids, about)
@@ -279,11 +280,9 @@ def _estimate(spec: TrainerSpec, model: Any, dtype: torch.dtype, summary: dict[s
     )
 
 
-def _resumption(resumed: RunState | None, made_with: dict[str, Any], had: int, has: int) -> dict[str, Any]:
-    """From which step the run goes on, and why its bits may not be those of a run that never stopped: other things than in
-    `made_with`, or micro-batches that have fewer tokens than they had."""
+def _resumption(resumed: RunState | None, made_with: dict[str, Any]) -> dict[str, Any]:
+    """From which step the run goes on, and why its bits may not be those of a run that never stopped."""
     if resumed is None:
         return {"start_step": 0, "differences": []}
     differ = differences(resumed.made_with, made_with)
-    differ += [f"micro-batches of up to {has} tokens, were {had}"] if has < had else []
     return {"start_step": resumed.step, "differences": [*differ, *([] if repeats_sums() else [SUMS_DIFFER])]}

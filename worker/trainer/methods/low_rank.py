@@ -45,24 +45,26 @@ def optimizer(
         {"params": [weight for weight in others if weight.ndim <= 1], "weight_decay": 0.0},
     ]
     defaults = {name: options[name] for name in ("lr", "betas", "eps", "weight_decay")}
-    return LowRank(groups, defaults, project, enlarge)
+    return LowRank(groups, defaults, project, enlarge, keeps_projection=isinstance(config, Galore))
 
 
 class LowRank(Optimizer):
     """AdamW (Loshchilov & Hutter, 2019, arXiv:1711.05101); the weights of a group with a `rank` are matrices whose gradients
     are projected along their shorter side to it, and the direction found there is enlarged again."""
 
-    def __init__(self, groups: list[State], defaults: State, project: Project, enlarge: Enlarge) -> None:
+    def __init__(
+        self, groups: list[State], defaults: State, project: Project, enlarge: Enlarge, *, keeps_projection: bool
+    ) -> None:
         super().__init__(groups, defaults)
-        self.project, self.enlarge = project, enlarge
+        self.project, self.enlarge, self.keeps_projection = project, enlarge, keeps_projection
 
     def shapes(self, weight: torch.Tensor, group: State) -> list[tuple[int, ...]]:
-        """Those of the tensors that are kept of a weight, at most: both moments, and of a projected one its projection."""
+        """Those of the tensors that are kept of a weight: both moments, and its projection where that is kept."""
         if "rank" not in group:
             return [tuple(weight.shape)] * 2
         long, short = max(weight.shape), min(weight.shape)
         rank = min(group["rank"], short)
-        return [(long, rank), (long, rank), (rank, short)]
+        return [(long, rank), (long, rank), *([(rank, short)] if self.keeps_projection else [])]
 
     @overload
     def step(self, closure: None = None) -> None: ...
