@@ -50,9 +50,8 @@ def add(
     json: Json = False,
 ) -> None:
     """Register a base model, or make a job's checkpoint a fine-tune."""
-    body: dict[str, Any] = {"name": name, "source": _absolute(source)}
+    body: dict[str, Any] = {"name": name, "source": _absolute(source), "architecture_only": architecture_only}
     body |= template_fields(chat_template, template_arguments)
-    body |= {"architecture_only": True} if architecture_only else {}
     with connect(context) as service:
         model = service.post("/models", body)
         if wait and model["status"] in DOING:

@@ -56,6 +56,11 @@ class Hyperparameters(Strict):
         """Rows of an optimiser step."""
         return self.batch_size
 
+    @property
+    def begin_at_random(self) -> bool:
+        """Whether the first weights are random ones, and the base model's are not read."""
+        return False
+
 
 class Texts(Hyperparameters):
     """Of stages whose rows are texts that are learned one by one."""
@@ -81,6 +86,10 @@ class Pretraining(Texts):
     initial_weights: Literal["base", "random"] = Field(
         "base", description="random: only the architecture and the tokenizer of the base model are used."
     )
+
+    @property
+    def begin_at_random(self) -> bool:
+        return self.initial_weights == "random"
 
 
 class Preference(Hyperparameters):

@@ -29,7 +29,10 @@ def facts_of(base: Model, spec: JobSpec, manifest: dict[str, Any], size: int) ->
         told["mixture_of_depths"] = True
     facts = base.facts
     if facts.get("architecture_only"):
-        told |= {"parameters": manifest["data"]["parameters"], "modules": manifest["modules"]}
-        told["bytes"] = manifest["weight_bytes"]
+        told |= {
+            "parameters": manifest["data"]["parameters"],
+            "modules": manifest["modules"],
+            "bytes": manifest["weight_bytes"],
+        }
         facts = {name: value for name, value in facts.items() if name != "architecture_only"}
     return facts | told

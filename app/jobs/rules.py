@@ -7,7 +7,7 @@ from pathlib import Path
 
 from app.datasets.tables import Dataset
 from app.jobs.combinations import MOD_FAMILIES, MOD_STAGES, STAGES, served, trains_adapter, why_unpacked
-from app.jobs.hyperparameters import Pretraining, Texts
+from app.jobs.hyperparameters import Texts
 from app.jobs.methods import METHODS, Freeze, Lora, Mod, Qlora, Whole
 from app.jobs.spec import JobSpec
 from app.kit.errors import InvalidValue
@@ -50,16 +50,12 @@ def _base_can_be_built_on(spec: JobSpec, base: Model, dataset: Dataset) -> None:
 
 
 def _weights_are_there(spec: JobSpec, base: Model, dataset: Dataset) -> None:
-    if base.facts.get("architecture_only") and not _begins_at_random(spec):
+    if base.facts.get("architecture_only") and not spec.hyperparameters.begin_at_random:
         raise InvalidValue(
             f"'{base.name}' is an architecture without weights.",
             param="base_model",
             hint="Begin with random ones: stage 'pt', hyperparameters.initial_weights 'random' and method.type 'full'.",
         )
-
-
-def _begins_at_random(spec: JobSpec) -> bool:
-    return isinstance(spec.hyperparameters, Pretraining) and spec.hyperparameters.initial_weights == "random"
 
 
 def _go_on(spec: JobSpec, base: Model, dataset: Dataset) -> None:
@@ -115,7 +111,7 @@ def _has_template(spec: JobSpec, base: Model, dataset: Dataset) -> None:
 
 
 def _random_weights_are_all_trained(spec: JobSpec, base: Model, dataset: Dataset) -> None:
-    if _begins_at_random(spec) and not isinstance(spec.method, Whole):
+    if spec.hyperparameters.begin_at_random and not isinstance(spec.method, Whole):
         raise InvalidValue(
             f"From random weights all of them are learned, and method '{spec.method.type}' leaves most as they are.",
             param="method.type",

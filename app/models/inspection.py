@@ -75,10 +75,10 @@ def _inspect(folder: Path, architecture_only: bool) -> tuple[dict[str, Any], str
         "layers": layers if _is_size(layers) else None,
         "max_length": context if _is_size(context) and context >= SHORTEST_CONTEXT else None,
         "modules": modules_of(shapes),
-        "bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+        "bytes": 0 if architecture_only else sum(path.stat().st_size for path in folder.glob("*.safetensors")),
     }
     if architecture_only:
-        facts |= {"architecture_only": True, "bytes": 0}
+        facts["architecture_only"] = True
     if needs_own_code(config, _tokenizer_config(folder)):
         facts["own_code"] = True
     if config.get("mixture_of_depths"):

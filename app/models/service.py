@@ -173,8 +173,7 @@ def list_models(project_id: str, paging: Paging, kind: str | None, status: str |
 
 def servable(project_id: str) -> list[Model]:
     """Every model that can be chatted with, newest first."""
-    kinds = [kind for kind in get_args(Kind) if kind != "reward"]
-    seen = union_all(*(select(Model.id).where(each, Model.status == "ready") for each in _seen_by(project_id, kinds)))
+    seen = union_all(*(select(Model.id).where(each, Model.status == "ready") for each in _seen_by(project_id)))
     query = select(Model).where(Model.id.in_(seen)).order_by(Model.id.desc())
     with reading() as session:
         return [model for model in session.scalars(query) if answers(model)]

@@ -115,10 +115,8 @@ def test_all_of_it_is_trained_and_served(
         metrics = running.client.get(f"/jobs/{job['id']}/metrics").json()["data"]
         first, last = (sum(row["loss"] for row in part) for part in (metrics[:3], metrics[-3:]))
         assert last < 0.9 * first, name
-        model, base = (
-            running.client.get(f"/models/{job['model']['name']}").json(),
-            changes.get("base_model", "demo-base"),
-        )
+        model = running.client.get(f"/models/{job['model']['name']}").json()
+        base = changes.get("base_model", "demo-base")
         assert (model["kind"], model["status"], model["base_model"]) == (kind, "ready", base), name
         assert model["parameters"] > 0, name
         if kind == "reward":

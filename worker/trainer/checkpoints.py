@@ -24,9 +24,8 @@ class RunState(BaseModel):
 
     `pending_validation`: the step was to be validated, and was not yet. `best_loss` and `best_step` are those of the lowest
     validation loss so far, `without_gain` counts the validations since then. `micro_batch_tokens` is what a
-    micro-batch has come to by then; the one in `made_with` is that of the first step. Of the kernel's kills for want of memory
-    so many have `halved` it. What has a default is not in checkpoints
-    that an older version made.
+    micro-batch has come to by then; the one in `made_with` is that of the first step; so many of the kernel's kills for want of
+    memory have `halved` both. What has a default is not in checkpoints that an older version made.
     """
 
     step: int

@@ -25,7 +25,8 @@ def micro_batch_tokens() -> int:
 
 
 class MicroBatches:
-    """A micro-batch of this run has at most `tokens` padded tokens, or is one row. So often they were `halved` from without."""
+    """A micro-batch of this run has at most `tokens` padded tokens, or is one row. So many of the kernel's kills have
+    `halved` that before it began."""
 
     def __init__(self, tokens: int, emit: Emit, halved: int = 0) -> None:
         self.tokens, self.halved = tokens, halved

@@ -57,7 +57,7 @@ def _try_largest(optimizer: Any, learn_from: Callable[[list[Batch]], Any], made:
     that it has not seen yet. Nothing is applied. Returns the tokens that it had."""
     largest = max(made, key=_elements, default=None)  # none, where others have all of the rows
     groups = [(group, weight) for group in optimizer.param_groups for weight in group["params"]]
-    held = [_state(optimizer.optimizer, *each) for each in groups if each[1] not in optimizer.state]
+    held = [_state(optimizer.optimizer, group, weight) for group, weight in groups if weight not in optimizer.state]
     for _, weight in groups:
         weight.grad = torch.zeros_like(weight)
     learn_from([largest] if largest else [])

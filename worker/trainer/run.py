@@ -13,7 +13,7 @@ from transformers import set_seed
 
 from app.jobs import combinations
 from app.jobs.estimate import Memory, count_steps, memory, shape_of
-from app.jobs.hyperparameters import Pretraining, Reinforcement
+from app.jobs.hyperparameters import Reinforcement
 from app.jobs.spec import TrainerSpec
 from app.models.layers import modules_of
 from worker.trainer import artifacts, attention, last_block, ranks, scorecard, sharding
@@ -245,10 +245,7 @@ def _load(spec: TrainerSpec, base: Base, method: Method) -> _Loaded:
     """Raises `Failure`."""
     settings = spec.spec.hyperparameters
     set_seed(settings.seed)
-    if isinstance(settings, Pretraining) and settings.initial_weights == "random":
-        loaded = random_model(base)
-    else:
-        loaded = method.load_base(base, spec.spec.method)
+    loaded = random_model(base) if settings.begin_at_random else method.load_base(base, spec.spec.method)
     dtype, parameters = loaded.dtype, loaded.num_parameters()
     modules = modules_of({name: weight.shape for name, weight in loaded.named_parameters()})
     generation = getattr(loaded, "generation_config", None)  # a reward model has none
