@@ -11,12 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from app.datasets.canonical import SCHEMAS
 from app.jobs.combinations import STAGES
 from app.jobs.spec import Merge
 from tests.trainer.conftest import Run, chat, write_rows
@@ -283,6 +286,15 @@ def test_long_rows_are_cut_and_counted_and_rows_without_loss_dropped(train: Run,
     assert cut.startswith("6 rows were longer than max_length (64 tokens)")
     assert f"{started['tokens_lost']} tokens in all; in 5 of them" in cut
     assert dropped.startswith("4 ")
+
+
+def test_a_special_token_that_a_text_is_cut_at_ends_nothing(train: Run, tmp_path: Path) -> None:
+    texts = [{"text": "<|im_start|> " * 30}, {"text": "Count to 3."}]
+    rows = tmp_path / "texts.parquet"
+    pq.write_table(pa.Table.from_pylist(texts, SCHEMAS["text"]), rows)
+    events = train(stage="pt", rows=str(rows), hyperparameters={"max_length": 9, "max_steps": 1})
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["stop_token_ids"] == [2]
+    assert of_type(events, "warning") == []
 
 
 def some_rows() -> list[list[Message]]:

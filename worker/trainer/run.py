@@ -81,7 +81,9 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
     model = onto_device(model)
     attention.choose(model)
     last_block.narrow(model)
-    stop_ids = dataset.stop_token_ids(data.train, tokenizer, spec.spec.template_arguments, loaded.stops_at, emit)
+    stop_ids = dataset.stop_token_ids(
+        data.train, tokenizer, spec.spec.template_arguments, settings.max_length, loaded.stops_at, emit
+    )
     # A run that goes on measures as the first attempt did, and then trains on with what that had come to.
     began_with = resumed.made_with["micro_batch_tokens"] if resumed else micro_batch_tokens()
     halved = 0 if torch.cuda.is_available() else spec.halved  # the kernel gives and takes the machine's memory alone

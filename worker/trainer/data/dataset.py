@@ -155,13 +155,15 @@ def warn(data: Dataset, max_length: int, emit: Emit) -> None:
 
 
 def stop_token_ids(
-    items: list[Item], tokenizer: Any, arguments: dict[str, Any] | None, configured: Any, emit: Emit
+    items: list[Item], tokenizer: Any, arguments: dict[str, Any] | None, max_length: int, configured: Any, emit: Emit
 ) -> list[int]:
     """The special tokens that texts end with, which an engine must stop at; `configured` are those that the base model's
-    engine stops at by itself (an id, several, or None). Warns where others are needed."""
+    engine stops at by itself (an id, several, or None). Warns where others are needed. What `max_length` may have cut ends
+    with any token."""
     special = set(tokenizer.all_special_ids)
     special |= {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     examples = [example for item in items for example in item.examples]
+    examples = [each for each in examples if len(each.token_ids) < max_length or not each.loss_mask[-1]]
     if asked := items[0].row:
         examples = _answered(asked, Template(tokenizer, arguments))
     ends = {int(example.token_ids[example.loss_mask][-1]) for example in examples} & special
