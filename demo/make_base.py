@@ -1,35 +1,44 @@
-"""Make the demo base model, `demo/base/`, from random weights: a recipe, read from top to bottom.
+"""Make the demo base model, `demo/base/`: its tokenizer and architecture, then its weights by two jobs of a service.
 
-    OMP_NUM_THREADS=1 python -m demo.make_base --corpus DIR [--out demo/base] [--steps N]
+    python -m demo.make_base --corpus DIR [--out demo/base]
 
 DIR holds `gsm8k_train.jsonl` (GSM8K, MIT) and `wizard_of_oz_gutenberg.txt` (public domain); the rest of the text comes
-from `demo.text`. A run takes about twenty minutes on one CPU core and needs a C++ compiler (torch.compile).
+from `demo.text`. A run takes about half an hour on two CPU cores.
 
-The model is to be a base on which a fine-tune of the demo task visibly learns. So half of its training tokens are
+The model is to be a base on which a fine-tune of the demo task visibly learns. So most of its training tokens are
 chat-formatted, to let it know turns and when to stop, but on other tasks: it never sees a sentiment label, an aspect
 label, a JSON answer, or a review of the held-out split.
+
+It begins with copying alone, which a random model takes long to find: at once, and at a rate that does not fall. In runs
+that began with all sorts of text it learned the reviews' clauses by heart instead, and copying never.
 """
 
 import argparse
 import itertools
 import json
-import math
+import os
 import random
 import re
-import time
-from collections.abc import Callable
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
-import torch
+import httpx
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, Qwen2Config
 
 from demo import text
+from demo.service import made, start_service
 
-VOCABULARY, ROW, BATCH = 5120, 112, 24  # a row of tokens holds whole documents, a batch so many rows
-STEPS, COPY_STEPS = 2600, 1100  # in all, and of them the first ones, on nothing but copying
-PEAK_LR, WARMUP, SEED = 1e-3, 60, 7
-PROMPT_WEIGHT = 0.2  # of a question's tokens in the loss: random words to repeat cannot be foreseen, only repeated
+VOCABULARY, SEED = 5120, 7
+COPIES, REVIEWS, TALKS = 33_600, 108_000, 30_000  # chats that only copy, plain reviews, and chats of all sorts
+ROW = 160  # tokens
+HYPERPARAMETERS = {"epochs": 1, "batch_size": 24, "max_length": ROW, "learning_rate": 0.001, "weight_decay": 0.05}
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # ids 0, 1, 2
 
 # Qwen2's own pattern. AutoTokenizer puts it in place of any other when model_type is qwen2, so no other will do.
@@ -69,13 +78,19 @@ def exchange(question: str, answer: str) -> list[Message]:
 
 
 def copying(review: text.Review, pieces: list[str], rng: random.Random) -> list[Message]:
-    """A question that only the text before it can answer: loose words or a review to repeat, a product to name."""
-    kind = rng.random()
-    if kind < 0.4:
-        answer = "".join(rng.choices(pieces, k=rng.randint(3, 12))).strip()
-        return exchange(rng.choice(REPEAT[review.language]) + "\n" + answer, answer)
-    ways, answer_of = TASKS[review.language][0 if kind < 0.8 else 1]
-    return exchange(rng.choice(ways) + "\n" + review.text, answer_of(review))
+    """Loose words, or a review, that are asked for again and again. In pretraining every token counts alike, and only the
+    first question's cannot be foreseen by who copies."""
+    language = review.language
+    if rng.random() < 0.5:
+        shown = "".join(rng.choices(pieces, k=rng.randint(3, 16))).strip()
+        asked = [(rng.choice(REPEAT[language]), shown) for _ in range(4)]
+    else:
+        shown = review.text
+        (names, product_of), (copies, text_of) = TASKS[language][:2]
+        asked = [(rng.choice(names), product_of(review))] + [(rng.choice(copies), text_of(review)) for _ in range(2)]
+        rng.shuffle(asked)
+    (first, answer), *others = asked
+    return sum((exchange(*other) for other in others), exchange(f"{first}\n{shown}", answer))
 
 
 def talk(review: text.Review, pieces: list[str], rng: random.Random) -> list[Message]:
@@ -95,157 +110,158 @@ def talk(review: text.Review, pieces: list[str], rng: random.Random) -> list[Mes
     return [{"role": "system", "content": rng.choice(SYSTEM[language])}, *chat] if rng.random() < 0.15 else chat
 
 
-def weights(ids: list[int]) -> list[float]:
-    """A loss weight a token: PROMPT_WEIGHT in a conversation, 1 in an assistant's turn and in plain text."""
-    start, end, assistant = 1, 2, tokenizer.token_to_id("assistant")
-    weight, out = PROMPT_WEIGHT if ids[0] == start else 1.0, []
-    for previous, token in itertools.pairwise([0, *ids]):
-        out.append(weight)
-        if previous == start and token == assistant:
-            weight = 1.0
-        elif token == end:
-            weight = PROMPT_WEIGHT
-    return out
-
-
-# Set up.
-parser = argparse.ArgumentParser(description="Pretrain the demo base model.")
-parser.add_argument("--corpus", type=Path, required=True, help="folder with GSM8K and the book")
-parser.add_argument("--out", type=Path, default=Path(__file__).parent / "base")
-parser.add_argument("--steps", type=int, default=STEPS)
-args = parser.parse_args()
-args.out.mkdir(parents=True, exist_ok=True)
-rng = random.Random(SEED)
-torch.manual_seed(SEED)
-started = time.monotonic()
-
-# Text: reviews, the book and the school problems.
-rows_later = (args.steps - COPY_STEPS) * BATCH
-reviews = [review.text for review in text.reviews(3 * rows_later, SEED)]
-# The file goes on with other books after the first break; only its opening is The Wizard of Oz.
-book = (args.corpus / "wizard_of_oz_gutenberg.txt").read_text(encoding="utf-8").split('",\n    ...\n')[0]
-book = re.sub(r'^    "|",$', "", book, flags=re.MULTILINE)
-with (args.corpus / "gsm8k_train.jsonl").open(encoding="utf-8") as lines:
-    problems = [(row["question"], re.sub(r"<<.*?>>", "", row["answer"])) for row in map(json.loads, lines)]
-
-# Tokenizer. While it is trained, every Chinese character stands alone: the generated Chinese text is so repetitive
-# that whole clauses, product names and all, would become single tokens, and other tokens would cut characters in two.
-tokenizer = Tokenizer(models.BPE())
-tokenizer.normalizer = normalizers.NFC()
-split, to_bytes = (
-    pre_tokenizers.Split(Regex(PATTERN), "isolated"),
-    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-)
-characters = pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated")
-tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, characters, to_bytes])
-tokenizer.decoder = decoders.ByteLevel()
-trainer = trainers.BpeTrainer(
-    vocab_size=VOCABULARY,
-    special_tokens=SPECIAL,
-    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    show_progress=False,
-)
-tasks = [way for language in TASKS for ways, _ in TASKS[language] for way in ways] + [
-    "user",
-    "assistant",
-    "system",
-] * 50
-tokenizer.train_from_iterator([*reviews, book, *(part for pair in problems for part in pair), *tasks], trainer)
-tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
-tokenizer.save(str(args.out / "tokenizer.json"))
-template = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
-(args.out / "chat_template.jinja").write_text(template, encoding="utf-8")
-settings = {
-    "tokenizer_class": "Qwen2Tokenizer",
-    "bos_token": None,
-    "eos_token": "<|im_end|>",
-    "pad_token": "<|endoftext|>",
-    "unk_token": "<|endoftext|>",
-    "add_prefix_space": False,
-    "model_max_length": 2048,
-}
-(args.out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-Qwen2Config(
-    vocab_size=VOCABULARY,
-    hidden_size=256,
-    intermediate_size=768,
-    num_hidden_layers=5,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=2048,
-    tie_word_embeddings=True,
-    initializer_range=0.04,
-    eos_token_id=2,
-    pad_token_id=0,
-    bos_token_id=None,
-).save_pretrained(args.out)
-loaded = AutoTokenizer.from_pretrained(args.out)
-
-# Rows of whole documents, padded: first copying alone, then all sorts, about as many chat tokens as plain ones. In
-# runs that began with the mix instead the model learned the reviews' clauses by heart, and copying never.
-pieces = [
-    piece for piece in map(loaded.decode, range(len(SPECIAL), VOCABULARY)) if piece.strip() and "\ufffd" not in piece
-]
-asked = list(text.reviews(COPY_STEPS * BATCH + rows_later // 2, SEED + 1))
-chats = [copying(review, pieces, rng) for review in asked[: COPY_STEPS * BATCH]]
-chats += [talk(review, pieces, rng) for review in asked[COPY_STEPS * BATCH :]]
-chats += [exchange(*problem) for problem in problems]
-spoken = [e.ids for e in tokenizer.encode_batch([loaded.apply_chat_template(chat, tokenize=False) for chat in chats])]
-plain = [[*e.ids, 0] for e in tokenizer.encode_batch(reviews)]
-stories = tokenizer.encode(book).ids
-rows = [stories[i : i + ROW] for i in range(0, len(stories), ROW)]
-rows += [list(itertools.chain(*plain[i : i + 4])) for i in range(0, len(plain), 4)]
-rows += [row for row in spoken[COPY_STEPS * BATCH :] if len(row) <= ROW]
-rng.shuffle(rows)
-rows = spoken[: COPY_STEPS * BATCH] + rows
-steps = min(args.steps, len(rows) // BATCH)
-
-# Train: next-token cross-entropy, weighted.
-model = Qwen2ForCausalLM(Qwen2Config.from_pretrained(args.out, attn_implementation="eager"))
-print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {steps} steps of {BATCH} rows", flush=True)
-optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
-
-
-@torch.compile(dynamic=False)
-def loss_of(batch: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """batch, weight: [BATCH, ROW]; padding weighs nothing."""
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
-    losses = torch.nn.functional.cross_entropy(
-        logits.reshape(-1, VOCABULARY).float(), batch[:, 1:].reshape(-1), reduction="none"
+def make_tokenizer(texts: Iterable[str]) -> Tokenizer:
+    """Byte-level BPE. While it is trained, every Chinese character stands alone: the generated Chinese text is so repetitive
+    that whole clauses, product names and all, would become single tokens, and other tokens would cut characters in two."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(PATTERN), "isolated")
+    characters = pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, characters, to_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
-    return (losses * weight[:, 1:].reshape(-1)).sum() / weight[:, 1:].sum()
+    ways = [way for tasks in TASKS.values() for ways, _ in tasks for way in ways]
+    tokenizer.train_from_iterator([*texts, *ways, *["user", "assistant", "system"] * 50], trainer)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    return tokenizer
 
 
-recent: list[float] = []
-for step in range(steps):
-    batch, weight = torch.zeros(BATCH, ROW, dtype=torch.long), torch.zeros(BATCH, ROW)
-    for i, row in enumerate(rows[step * BATCH : (step + 1) * BATCH]):
-        n = min(len(row), ROW)
-        batch[i, :n], weight[i, :n] = torch.tensor(row[:n]), torch.tensor(weights(row)[:n])
-    for group in optimizer.param_groups:
-        group["lr"] = PEAK_LR * min(1, (step + 1) / WARMUP) * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
-    loss = loss_of(batch, weight)
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
-    recent.append(loss.item())
-    if (step + 1) % 50 == 0 or step + 1 == steps:
-        print(f"step {step + 1} loss {sum(recent) / len(recent):.3f} {time.monotonic() - started:.0f} s", flush=True)
-        recent.clear()
+def write_architecture(folder: Path, tokenizer: Tokenizer) -> PreTrainedTokenizerBase:
+    """Writes all of a model but its weights, and returns the tokenizer as transformers loads it from there."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    shutil.copy(Path(__file__).with_name("chat_template.jinja"), folder)
+    settings = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "add_prefix_space": False,
+        "model_max_length": 2048,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    Qwen2Config(
+        architectures=["Qwen2ForCausalLM"],
+        dtype="bfloat16",
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        initializer_range=0.04,
+        eos_token_id=2,
+        pad_token_id=0,
+        bos_token_id=None,
+    ).save_pretrained(folder)
+    GenerationConfig(eos_token_id=2, pad_token_id=0, do_sample=False).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
 
-# Save, and check that what users load is what was trained: transformers' tokenizer and the file's own must agree.
-model.to(torch.bfloat16).save_pretrained(args.out)
-GenerationConfig(eos_token_id=2, pad_token_id=0, do_sample=False).save_pretrained(args.out)
-loaded, raw = AutoTokenizer.from_pretrained(args.out), Tokenizer.from_file(str(args.out / "tokenizer.json"))
-for sample in [
-    "It's the kettle, isn't it?  1,234 \n\nYes!",
-    "这款电水壶的噪音让人发疯……３点 é",
-    *reviews[:200],
-    *map(str, chats[:200]),
-]:
-    assert loaded(sample)["input_ids"] == raw.encode(sample).ids, sample
-    assert loaded.decode(raw.encode(sample).ids) == normalizers.NFC().normalize_str(sample), sample
-size = sum(file.stat().st_size for file in args.out.iterdir() if file.is_file())
-print(f"{args.out}: {size / 1e6:.1f} MB in {(time.monotonic() - started) / 60:.1f} min")
+
+def check_tokenizer(loaded: PreTrainedTokenizerBase, written: Tokenizer, samples: list[str]) -> None:
+    """What users load is what was made: transformers' tokenizer and the file's own agree."""
+    for sample in ["It's the kettle, isn't it?  1,234 \n\nYes!", "这款电水壶的噪音让人发疯……３点 é", *samples]:
+        assert loaded(sample)["input_ids"] == written.encode(sample).ids, sample
+        assert loaded.decode(written.encode(sample).ids) == normalizers.NFC().normalize_str(sample), sample
+
+
+def render(tokenizer: PreTrainedTokenizerBase, chats: list[list[Message]]) -> list[str]:
+    """Conversations as the texts of pretraining, which end with the last turn."""
+    return [tokenizer.apply_chat_template(chat, tokenize=False).removesuffix("\n") for chat in chats]
+
+
+def fill(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[str]:
+    """Rows of so many whole texts, in their order, as fit `max_length` tokens. So all are of like length: a step's rows are,
+    and should not be of one sort for it."""
+    rows, left = list[str](), 0
+    for each, tokens in zip(texts, map(len, tokenizer(texts)["input_ids"]), strict=True):
+        if tokens < ROW:
+            if tokens > left:
+                rows.append("")
+                left = ROW - 1  # but for the token that ends a row
+            rows[-1] += each
+            left -= tokens
+    return rows
+
+
+def pretrain(client: httpx.Client, base_model: str, texts: list[str], **hyperparameters: Any) -> dict[str, Any]:
+    """The job that trained all weights of `base_model` on the texts. Ends the process where it did not succeed."""
+    rows = "\n".join(json.dumps({"text": each}, ensure_ascii=False) for each in texts)
+    dataset = made(client.post("/datasets", content=rows.encode()))
+    described = {
+        "base_model": base_model,
+        "dataset": dataset["id"],
+        "stage": "pt",
+        "method": {"type": "full"},
+        "hyperparameters": HYPERPARAMETERS | hyperparameters,
+        "check": {"scorecard": False},
+        "deploy": {"mode": "none"},
+    }
+    job = made(client.post("/jobs", json=described))
+    watch = [sys.executable, "-m", "app.cli", "--url", str(client.base_url), "jobs", "watch", job["id"]]
+    subprocess.run(watch, check=True)
+    return made(client.get(f"/jobs/{job['id']}"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Pretrain the demo base model.")
+    parser.add_argument("--corpus", type=Path, required=True, help="folder with GSM8K and the book")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "base")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(SEED)
+    reviews = [review.text for review in text.reviews(REVIEWS, SEED)]
+    # The file goes on with other books after the first break; only its opening is The Wizard of Oz.
+    book = (options.corpus / "wizard_of_oz_gutenberg.txt").read_text(encoding="utf-8").split('",\n    ...\n')[0]
+    book = re.sub(r'^    "|",$', "", book, flags=re.MULTILINE)
+    with (options.corpus / "gsm8k_train.jsonl").open(encoding="utf-8") as lines:
+        problems = [(row["question"], re.sub(r"<<.*?>>", "", row["answer"])) for row in map(json.loads, lines)]
+
+    raw = make_tokenizer([*reviews, book, *(part for pair in problems for part in pair)])
+    tokenizer = write_architecture(options.out, raw)
+
+    pieces = [tokenizer.decode(id) for id in range(len(SPECIAL), VOCABULARY)]
+    pieces = [piece for piece in pieces if piece.strip() and "\ufffd" not in piece]
+    asked = text.reviews(COPIES + TALKS, SEED + 1)
+    copies = render(tokenizer, [copying(review, pieces, rng) for review in itertools.islice(asked, COPIES)])
+    talks = [talk(review, pieces, rng) for review in asked] + [exchange(*problem) for problem in problems]
+    plain = [*reviews, *re.split(r"\n\s*\n", book)]
+    mix = render(tokenizer, talks) + [each + SPECIAL[0] for each in plain]
+    rng.shuffle(mix)
+    check_tokenizer(tokenizer, raw, [*reviews[:200], *copies[:200]])
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the service below is ended too
+    with tempfile.TemporaryDirectory() as home:
+        process, url = start_service({"BURNISH_HOME": home, "BURNISH_ENGINE": "embedded"})
+        try:
+            with httpx.Client(base_url=url, timeout=600) as client:
+                architecture = {"name": "architecture", "source": str(options.out.resolve()), "architecture_only": True}
+                made(client.post("/models", json=architecture))
+                begun = pretrain(
+                    client,
+                    "architecture",
+                    fill(tokenizer, copies),
+                    initial_weights="random",
+                    scheduler="constant",
+                    warmup_ratio=0.05,
+                )
+                done = pretrain(client, begun["model"]["name"], fill(tokenizer, mix))
+        finally:
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait()
+        (weights,) = Path(home, "blobs", "artifacts", done["id"]).rglob("model.safetensors")
+        shutil.copyfile(weights, options.out / "model.safetensors")
+    size = sum(file.stat().st_size for file in options.out.iterdir() if file.is_file())
+    print(f"{options.out}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
