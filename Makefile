@@ -31,7 +31,7 @@ PYTEST := $(VENV)/bin/python -m pytest -n 2 --no-loadscope-reorder
 test: install lint ## Run every test
 	$(PYTEST)
 
-test-all: install lint ## Run every test, with more kills of each training that must go on exactly
+test-all: install lint ## Run every test, every method in every stage, and more kills of each training that must go on exactly
 	BURNISH_TEST_KILLS=20 $(PYTEST)
 
 chaos: install ## Kill and stop everything under load: make chaos N=200 SEED=1

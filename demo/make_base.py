@@ -134,6 +134,7 @@ def make_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 def write_architecture(folder: Path, tokenizer: Tokenizer) -> PreTrainedTokenizerBase:
     """Writes all of a model but its weights, and returns the tokenizer as transformers loads it from there."""
+    folder.mkdir()
     tokenizer.save(str(folder / "tokenizer.json"))
     shutil.copy(Path(__file__).with_name("chat_template.jinja"), folder)
     settings = {
@@ -179,8 +180,8 @@ def render(tokenizer: PreTrainedTokenizerBase, chats: list[list[Message]]) -> li
 
 
 def fill(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[str]:
-    """Rows of so many whole texts, in their order, as fit `max_length` tokens. So all are of like length: a step's rows are,
-    and should not be of one sort for it."""
+    """Rows of so many whole texts, in their order, as fit `max_length` tokens. A step has rows of like length: where all of
+    them are, it has rows of every sort."""
     rows, left = list[str](), 0
     for each, tokens in zip(texts, map(len, tokenizer(texts)["input_ids"]), strict=True):
         if tokens < ROW:
@@ -211,22 +212,18 @@ def pretrain(client: httpx.Client, base_model: str, texts: list[str], **hyperpar
     return made(client.get(f"/jobs/{job['id']}"))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Pretrain the demo base model.")
-    parser.add_argument("--corpus", type=Path, required=True, help="folder with GSM8K and the book")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "base")
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+def make(folder: Path, home: Path, corpus: Path) -> None:
+    """Writes the whole model to `folder`; the service that trains it lives in `home`."""
     rng = random.Random(SEED)
     reviews = [review.text for review in text.reviews(REVIEWS, SEED)]
     # The file goes on with other books after the first break; only its opening is The Wizard of Oz.
-    book = (options.corpus / "wizard_of_oz_gutenberg.txt").read_text(encoding="utf-8").split('",\n    ...\n')[0]
+    book = (corpus / "wizard_of_oz_gutenberg.txt").read_text(encoding="utf-8").split('",\n    ...\n')[0]
     book = re.sub(r'^    "|",$', "", book, flags=re.MULTILINE)
-    with (options.corpus / "gsm8k_train.jsonl").open(encoding="utf-8") as lines:
+    with (corpus / "gsm8k_train.jsonl").open(encoding="utf-8") as lines:
         problems = [(row["question"], re.sub(r"<<.*?>>", "", row["answer"])) for row in map(json.loads, lines)]
 
     raw = make_tokenizer([*reviews, book, *(part for pair in problems for part in pair)])
-    tokenizer = write_architecture(options.out, raw)
+    tokenizer = write_architecture(folder, raw)
 
     pieces = [tokenizer.decode(id) for id in range(len(SPECIAL), VOCABULARY)]
     pieces = [piece for piece in pieces if piece.strip() and "\ufffd" not in piece]
@@ -238,28 +235,33 @@ def main() -> None:
     rng.shuffle(mix)
     check_tokenizer(tokenizer, raw, [*reviews[:200], *copies[:200]])
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the service below is ended too
-    with tempfile.TemporaryDirectory() as home:
-        process, url = start_service({"BURNISH_HOME": home, "BURNISH_ENGINE": "embedded"})
-        try:
-            with httpx.Client(base_url=url, timeout=600) as client:
-                architecture = {"name": "architecture", "source": str(options.out.resolve()), "architecture_only": True}
-                made(client.post("/models", json=architecture))
-                begun = pretrain(
-                    client,
-                    "architecture",
-                    fill(tokenizer, copies),
-                    initial_weights="random",
-                    scheduler="constant",
-                    warmup_ratio=0.05,
-                )
-                done = pretrain(client, begun["model"]["name"], fill(tokenizer, mix))
-        finally:
-            os.killpg(process.pid, signal.SIGINT)
-            process.wait()
-        (weights,) = Path(home, "blobs", "artifacts", done["id"]).rglob("model.safetensors")
-        shutil.copyfile(weights, options.out / "model.safetensors")
-    size = sum(file.stat().st_size for file in options.out.iterdir() if file.is_file())
+    process, url = start_service({"BURNISH_HOME": str(home), "BURNISH_ENGINE": "embedded"})
+    try:
+        with httpx.Client(base_url=url, timeout=600) as client:
+            made(
+                client.post("/models", json={"name": "architecture", "source": str(folder), "architecture_only": True})
+            )
+            settings = {"initial_weights": "random", "scheduler": "constant", "warmup_ratio": 0.05}
+            begun = pretrain(client, "architecture", fill(tokenizer, copies), **settings)
+            done = pretrain(client, begun["model"]["name"], fill(tokenizer, mix))
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait()
+    (weights,) = (home / "blobs" / "artifacts" / done["id"]).rglob("model.safetensors")
+    shutil.copyfile(weights, folder / "model.safetensors")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Pretrain the demo base model.")
+    parser.add_argument("--corpus", type=Path, required=True, help="folder with GSM8K and the book")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "base")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the service is ended too
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "base")
+        make(folder, Path(scratch, "home"), options.corpus)
+        shutil.copytree(folder, options.out, dirs_exist_ok=True)
+    size = sum(file.stat().st_size for file in options.out.iterdir())
     print(f"{options.out}: {size / 1e6:.1f} MB")
 
 

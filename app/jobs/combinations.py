@@ -49,8 +49,9 @@ ON_ONE_GPU = {
 # What can be sharded: methods that change all weights, and stages of which each text is passed through once.
 SHARDED_STAGES, SHARDED_METHODS = ("sft", "pt"), ("full",)
 
-# The families (`model_type`) of which it was shown that texts in a packed row say what they say alone.
-PACKED_FAMILIES = ("gemma2", "gemma3_text", "glm", "glm4", "llama", "mistral", "phi3", "qwen2", "qwen3")
+# The families (`model_type`) of which it was shown that texts in a packed row say what they say alone, and that rewards are
+# learned.
+TRIED_FAMILIES = ("gemma2", "gemma3_text", "glm", "glm4", "llama", "mistral", "phi3", "qwen2", "qwen3")
 
 
 def why_unpacked(settings: Hyperparameters, method: Method, family: str | None, own_code: bool) -> str | None:
@@ -59,8 +60,8 @@ def why_unpacked(settings: Hyperparameters, method: Method, family: str | None, 
         return "Mixture-of-Depths picks a share of the tokens of each text, and takes a row for one."
     if isinstance(settings, Supervised) and settings.neftune_alpha is not None:
         return "NEFTune's noise is the weaker the longer a row is, so a packed one would get less."
-    if family not in PACKED_FAMILIES or own_code:
-        known = ", ".join(PACKED_FAMILIES)
+    if family not in TRIED_FAMILIES or own_code:
+        known = ", ".join(TRIED_FAMILIES)
         whose = "with code of its own" if own_code else f"of type '{family}'"
         return f"It was not shown to work on a model {whose}, but on these types without: {known}."
     return None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.datasets.tables import Dataset
-from app.jobs.combinations import MOD_FAMILIES, MOD_STAGES, STAGES, served, trains_adapter, why_unpacked
+from app.jobs.combinations import MOD_FAMILIES, MOD_STAGES, STAGES, TRIED_FAMILIES, served, trains_adapter, why_unpacked
 from app.jobs.hyperparameters import Texts
 from app.jobs.methods import METHODS, Freeze, Lora, Mod, Qlora, Whole
 from app.jobs.spec import JobSpec
@@ -128,6 +128,13 @@ def _rewards_on_whole_weights(spec: JobSpec, base: Model, dataset: Dataset) -> N
             param="base_model",
             code="unsupported",
             hint="Train the reward model on one without code of its own.",
+        )
+    if base.facts.get("model_type") not in TRIED_FAMILIES:
+        raise InvalidValue(
+            f"'{base.name}' is a model of type '{base.facts.get('model_type')}', on which rewards were not shown to be learned.",
+            param="base_model",
+            code="unsupported",
+            hint=f"Train the reward model on one of these types: {', '.join(TRIED_FAMILIES)}.",
         )
     if isinstance(spec.method, Qlora):
         raise InvalidValue(

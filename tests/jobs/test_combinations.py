@@ -8,7 +8,7 @@ import pytest
 
 from app.datasets.canonical import SCHEMAS
 from app.datasets.tables import Dataset
-from app.jobs.combinations import STAGES
+from app.jobs.combinations import STAGES, TRIED_FAMILIES
 from app.jobs.methods import METHODS
 from app.jobs.rules import RULES, require_rows
 from app.jobs.spec import JobSpec
@@ -75,6 +75,11 @@ def test_each_method_of_a_stage_is_deployed_or_refused_as_the_table_says(row: st
 def test_a_model_s_own_code_scores_nothing() -> None:
     assert outcome("rm", {}, "auto", own_code=True) == "base_model is refused"
     assert outcome("sft", {}, "auto", own_code=True) == "adapter"
+
+
+def test_rewards_are_learned_on_types_that_they_were_tried_on() -> None:
+    assert outcome("rm", {}, "auto", model_type="cohere2") == "base_model is refused"
+    assert {outcome("rm", {}, "auto", model_type=type) for type in TRIED_FAMILIES} == {"merged"}
 
 
 @pytest.mark.parametrize("row", TABLE)

@@ -32,6 +32,7 @@ TABLE: dict[str, tuple[str, dict[str, Any], str]] = {
     "dpo": ("preference", {"stage": "dpo", "hyperparameters": STEPS}, "adapter"),
     "kto": ("labels", {"stage": "kto", "hyperparameters": STEPS}, "adapter"),
     "pissa": ("chat", {"method": {"variant": "pissa"}, "hyperparameters": STEPS}, "adapter"),
+    "rslora": ("chat", {"method": {"variant": "rslora"}, "hyperparameters": STEPS}, "adapter"),
     "rm": ("preference", {"stage": "rm", "hyperparameters": STEPS}, "reward"),
     "qlora": ("chat", {"method": {"type": "qlora"}, "hyperparameters": STEPS}, "adapter"),
     "dora": ("chat", {"method": {"variant": "dora"}, "hyperparameters": STEPS}, "merged"),
@@ -44,7 +45,7 @@ TABLE: dict[str, tuple[str, dict[str, Any], str]] = {
 # Served as others are: `make test-all` has them.
 RARELY = ("dora", "freeze", "galore", "apollo")
 # vLLM loads what is converted, and weights of their own; all of the table would take it long on a CPU.
-ON_VLLM = ("pissa", "full", *(("dpo", "qlora", "rm") if THOROUGH else ()))
+ON_VLLM = ("pissa", "full", *(("pt", "dpo", "kto", "rslora", "qlora", "dora", "rm") if THOROUGH else ()))
 
 # What begins with the outcome of another: sft, then rm on it, then rl on the first with the second as reward are three posts.
 ON = {"rm": "pissa"}
@@ -195,7 +196,7 @@ def prefers_right_answers_and_writes_none(running: Service, name: str) -> None:
         return [each["score"] for each in answer["data"]]
 
     right, wrong = scores(answers), scores(answers[1:] + answers[:1])
-    assert sum(r > w for r, w in zip(right, wrong, strict=True)) > 10
+    assert sum(r > w for r, w in zip(right, wrong, strict=True)) >= 15
     chat = {"model": name, "messages": [{"role": "user", "content": "Hello"}]}
     refused = running.client.post("/v1/chat/completions", json=chat)
     assert (refused.status_code, refused.json()["error"]["hint"]) == (422, f"POST /models/{name}/score")

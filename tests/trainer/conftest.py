@@ -62,9 +62,10 @@ def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     return folder
 
 
-def counting(path: Path) -> str:
-    """42 conversations of different lengths."""
-    return write_rows(path, [chat(f"Count {'on ' * (i % 9)}to {i}.", f"It is {i}.") for i in range(42)])
+def counting(path: Path, first: int = 0) -> str:
+    """42 conversations of different lengths, about the numbers from `first` on."""
+    numbers = range(first, first + 42)
+    return write_rows(path, [chat(f"Count {'on ' * (i % 9)}to {i}.", f"It is {i}.") for i in numbers])
 
 
 def contrary(path: Path) -> str:
@@ -98,24 +99,26 @@ def base_of(base: Path, taught: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def rows_of(tmp_path: Path, rows: str) -> Callable[[str], str]:
-    """Rows of any kind that a small model can learn from: good answers count, bad ones do not."""
+def rows_of(tmp_path: Path) -> Callable[..., str]:
+    """Rows of any kind that a small model can learn from: good answers count, bad ones do not. They are about the numbers from
+    `first` on."""
 
-    def make(kind: str) -> str:
+    def make(kind: str, first: int = 0) -> str:
+        path = tmp_path / f"{kind}-{first}.parquet"
         if kind == "chat":
-            return rows
-        asked = [chat(f"Count {'on ' * (i % 5)}to {i}.") for i in range(40)]
+            return counting(path, first)
+        numbers = range(first, first + 40)
+        asked = [chat(f"Count {'on ' * (i % 5)}to {i}.") for i in numbers]
         good, bad = (
-            [{"role": "assistant", "content": text.format(i)} for i in range(40)] for text in ("It is {}.", "No {}")
+            [{"role": "assistant", "content": text.format(i)} for i in numbers] for text in ("It is {}.", "No {}")
         )
         made: dict[str, list[dict[str, Any]]] = {
-            "text": [{"text": f"Count {'on ' * (i % 9)}to {i}: it is {i}. " * (1 + i % 3)} for i in range(42)],
+            "text": [{"text": f"Count {'on ' * (i % 9)}to {i}: it is {i}. " * (1 + i % 3)} for i in range(first, first + 42)],
             "preference": [{"messages": m, "chosen": [c], "rejected": [r]} for m, c, r in zip(asked, good, bad, strict=True)],
-            "prompts": [{"messages": m, "reference": str(i)} for i, m in enumerate(asked)],
+            "prompts": [{"messages": m, "reference": str(i)} for i, m in zip(numbers, asked, strict=True)],
             "labels": [{"messages": [*m, b if i % 2 else a], "label": i % 2 == 0}
                        for i, (m, a, b) in enumerate(zip(asked, good, bad, strict=True))],
         }  # fmt: skip
-        path = tmp_path / f"{kind}.parquet"
         pq.write_table(pa.Table.from_pylist(made[kind], SCHEMAS[kind]), path)
         return str(path)
 

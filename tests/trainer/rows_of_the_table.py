@@ -21,7 +21,10 @@ STAGES: dict[str, dict[str, Any]] = {
         "stage": "pt", "method": {"type": "full"}, "hyperparameters": {"initial_weights": "random", **FULL}
     },
     "dpo": {"stage": "dpo"},
+    "dpo with hinge": {"stage": "dpo", "hyperparameters": {"loss": "hinge"}},
+    "dpo with ipo": {"stage": "dpo", "hyperparameters": {"loss": "ipo"}},
     "dpo with orpo": {"stage": "dpo", "hyperparameters": {"loss": "orpo"}},
+    "dpo with simpo": {"stage": "dpo", "hyperparameters": {"loss": "simpo", "beta": 2.0}},
     "kto": {"stage": "kto"},
     "rm": {"stage": "rm"},
     "rl": {"stage": "rl", "hyperparameters": RL},

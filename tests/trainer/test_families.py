@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from app.models.inspection import inspect_model
 from benchmarks.families import FAMILIES, TINY, make
@@ -44,6 +45,28 @@ def test_a_family_s_adapter_is_loaded_by_peft_and_merged_alike(
         base = load(folder, own)(input_ids=ids).logits
     assert not torch.allclose(tuned, base, atol=1e-3)
     torch.testing.assert_close(tuned, merged, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if not family.code])
+def test_a_family_learns_rewards_on_its_own_weights_and_on_those_of_a_fine_tune(
+    train: Run, rows_of: Any, tmp_path: Path, name: str
+) -> None:
+    folder, rows = make(FAMILIES[name], tmp_path / "base", TINY), rows_of("preference")
+    one_step = {"max_steps": 1, "learning_rate": 0.05, "warmup_ratio": 0}
+    train(base_model=str(folder), hyperparameters=one_step, out="tuned")
+    for out, adapter in (("whole", None), ("on", str(tmp_path / "tuned/adapter"))):
+        settings = {"learning_rate": 0.01, "epochs": 6}
+        events = train(
+            base_model=str(folder), adapter=adapter, rows=rows, stage="rm", hyperparameters=settings, out=out,
+            validation={"dataset": "ds_others"}, validation_rows=rows_of("preference", first=50),
+        )  # fmt: skip
+        *_, last = (event for event in events if event["type"] == "validation")
+        assert last["reward_accuracy"] > 0.9
+        scorer = AutoModelForSequenceClassification.from_pretrained(tmp_path / out / "merged").eval()
+        proof = json.loads((tmp_path / out / "proof.json").read_text())
+        with torch.no_grad():
+            score = scorer(input_ids=torch.tensor([proof["token_ids"]])).logits.item()
+        assert score == pytest.approx(proof["score"], abs=0.1)
 
 
 @pytest.mark.parametrize(("modules", "weights"), [("all-linear", "merged"), (["q_proj"], "adapter")])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from app.jobs.combinations import PACKED_FAMILIES
+from app.jobs.combinations import TRIED_FAMILIES
 from app.jobs.spec import TrainerSpec
 from benchmarks.families import FAMILIES, TINY, make
 from tests.trainer.conftest import Run
@@ -69,7 +69,7 @@ def plain_kernel(
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if not family.code])
 def test_a_text_in_a_packed_row_says_what_it_says_alone(tmp_path: Path, name: str, lengths: tuple[int, ...]) -> None:
     model = load(make(FAMILIES[name], tmp_path, TINY), False)
-    assert model.config.model_type in PACKED_FAMILIES
+    assert model.config.model_type in TRIED_FAMILIES
     examples = [some_text(length) for length in lengths]
     together = packed.collate(examples)
     alone = torch.cat([says_alone(model, example) for example in examples])
@@ -120,7 +120,7 @@ def test_a_kernel_is_tried_before_it_is_trusted(monkeypatch: pytest.MonkeyPatch,
 def test_every_family_that_is_packed_was_tried() -> None:
     made = {"Gemma3TextConfig": "gemma3_text"}
     tried = {made.get(family.config, family.config.removesuffix("Config").lower()) for family in FAMILIES.values()}
-    assert tried == set(PACKED_FAMILIES)
+    assert tried == set(TRIED_FAMILIES)
 
 
 @pytest.mark.parametrize("max_tokens", [10_000, 64, 1], ids=["one row", "some", "one a text"])

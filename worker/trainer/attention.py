@@ -12,7 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from app.jobs.combinations import PACKED_FAMILIES
+from app.jobs.combinations import TRIED_FAMILIES
 from app.jobs.estimate import ATTENTION_KEPT_UP_TO
 from worker.trainer.base import inner_of
 from worker.trainer.depths import has_routers
@@ -28,7 +28,7 @@ _WIDEST_HEAD = 256  # that FlashAttention's kernels have
 def choose(model: Any) -> None:
     """Lets the model attend as is quick on its device, where it can: its own way may be what it was made with."""
     inner = inner_of(model)
-    if inner.config.model_type not in PACKED_FAMILIES or inner.config._attn_implementation != "sdpa":
+    if inner.config.model_type not in TRIED_FAMILIES or inner.config._attn_implementation != "sdpa":
         return
     if not inner._can_set_attn_implementation() or has_routers(inner.config):  # which read masks and make them anew
         return

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from app.jobs.combinations import PACKED_FAMILIES
+from app.jobs.combinations import TRIED_FAMILIES
 from worker.trainer.base import blocks_of, inner_of
 from worker.trainer.depths import has_routers
 
@@ -16,7 +16,7 @@ def narrow(model: Any) -> None:
     short answers to long prompts few. Does nothing to families that it was not tried on."""
     inner = inner_of(model)
     # Neither code of a model's own nor the class that a sharded model gets.
-    is_known = inner.config.model_type in PACKED_FAMILIES and type(inner).__module__.startswith("transformers.")
+    is_known = inner.config.model_type in TRIED_FAMILIES and type(inner).__module__.startswith("transformers.")
     if is_known and not has_routers(inner.config):
         inner.last_read = _Read()
         layer: Any = blocks_of(inner)[-1].mlp
