@@ -94,6 +94,7 @@ def examine(container: Container, options: Options, folder: Path) -> Findings:
             "repeats": listing.counts.get("repeated_row", 0),
             "labels": dict(labels.most_common()) if labels else None,
             "scripts": statistics.scripts(),
+            "references": statistics.references,
         },
         refused=refused,
     )

@@ -88,6 +88,7 @@ class Statistics(BaseModel):
     repeats: int = Field(description="Rows that repeat an earlier one.")
     labels: dict[str, int] | None = Field(description="How often each answer occurs, where at most 20 do.")
     scripts: dict[str, float] = Field(description="Shares of scripts among the letters of the first rows.")
+    references: int | None = Field(None, description="Rows with a reference. Null where they were not counted yet.")
 
 
 class DatasetOut(BaseModel):

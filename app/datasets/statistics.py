@@ -37,7 +37,7 @@ class Statistics:
     """Counts rows as they are read. Fingerprints of them lie in a file at `path`, 24 bytes a row."""
 
     def __init__(self, path: Path) -> None:
-        self.rows = self.turns = self.characters = 0
+        self.rows = self.turns = self.characters = self.references = 0
         self.labels: Counter[str] | None = Counter()
         self._sample: list[str] = []
         self._sampled = 0
@@ -53,6 +53,7 @@ class Statistics:
         self.rows += 1
         self.turns += len(texts)
         self.characters += characters
+        self.references += row.reference is not None
         self._fingerprints.extend((hash(prompt) & MASK, hash(answer) & MASK, line))
         if len(self._fingerprints) >= 300_000:
             self._flush()

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from app.jobs.hyperparameters import Hyperparameters
+from app.jobs.hyperparameters import Hyperparameters, Reinforcement
 from app.jobs.methods import Apollo, Freeze, Galore, Lora, Method, Mod, Qlora
 from app.jobs.spec import JobSpec
 
@@ -174,10 +174,13 @@ def memory(
     logits = 0 if spec.stage == "rm" else int(tokens * loss_share) * shape.vocabulary * (8 + 4 * size)
     are_kept = device == "cpu" and longest <= ATTENTION_KEPT_UP_TO and not isinstance(method, Mod)
     attended = shape.heads * longest * size if are_kept else 0
+    as_they_were = 4 * trained if isinstance(settings, Reinforcement) and settings.beta else 0
     # Weights in fp32 that are trained are copied to be multiplied with.
     copies = 2 * trained if size == 2 and not isinstance(method, Lora | Qlora) else 0
     whole = Memory(
-        weights=_weights(shape, method, settings, size) + (4 * trained if isinstance(method, Lora | Qlora) else 0),
+        weights=_weights(shape, method, settings, size)
+        + (4 * trained if isinstance(method, Lora | Qlora) else 0)
+        + as_they_were,
         gradients=4 * trained,
         optimizer=_optimizer(shape, method, trained),
         activations=_activations(shape, method, settings, tokens, size, attended) + logits + copies,

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from app.datasets.tables import Dataset
 from app.jobs.combinations import MOD_FAMILIES, MOD_STAGES, STAGES, TRIED_FAMILIES, served, trains_adapter, why_unpacked
-from app.jobs.hyperparameters import Texts
+from app.jobs.hyperparameters import Reinforcement, Texts
 from app.jobs.methods import METHODS, Freeze, Lora, Mod, Qlora, Whole
+from app.jobs.rewards import OF_REFERENCE, REWARDS
 from app.jobs.spec import JobSpec
 from app.kit.errors import InvalidValue
 from app.models.bases import read_manifest
@@ -209,6 +210,22 @@ def _rank_is_served(spec: JobSpec, base: Model, dataset: Dataset) -> None:
         )
 
 
+def _references_are_there(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    """Of the rows that are trained on, where they were counted: the trainer looks at those of `validation` and older ones."""
+    if not isinstance(spec.hyperparameters, Reinforcement):
+        return
+    compares = [each.type for each in spec.hyperparameters.reward if each.type in OF_REFERENCE]
+    others = [name for name in REWARDS if name not in OF_REFERENCE]
+    there = dataset.statistics.get("references")
+    if compares and there is not None and there < dataset.rows:
+        raise InvalidValue(
+            f"The reward '{compares[0]}' compares answers with each row's reference, and {dataset.rows - there} of the "
+            f"{dataset.rows} rows of '{dataset.name}' have none.",
+            param="hyperparameters.reward",
+            hint=f"Give each row a 'reference', or use another reward: {', '.join(others)}.",
+        )
+
+
 def _targets_exist(spec: JobSpec, base: Model, dataset: Dataset) -> None:
     if not isinstance(spec.method, Lora | Qlora) or spec.method.target_modules == "all-linear":
         return
@@ -268,4 +285,5 @@ RULES: tuple[Callable[[JobSpec, Model, Dataset], None], ...] = (
     _layers_are_there,
     _fits_context,
     _rows_to_hold_out,
+    _references_are_there,
 )

@@ -40,6 +40,7 @@ def test_upload_answers_with_the_dataset(client: httpx.Client, upload: Upload) -
             "repeats": 1,
             "labels": {"Hello": 2},
             "scripts": {"Latin": 0.875, "Han": 0.125},
+            "references": 0,
         },
         "problems": [
             {

@@ -42,7 +42,7 @@ ROWS = {"sft": "chat", "pt": "text", "dpo": "preference", "kto": "labels", "rm":
 
 
 def dataset_of(kind: str) -> Dataset:
-    return Dataset(id="ds_1", kind=kind, rows=20)
+    return Dataset(id="ds_1", kind=kind, rows=20, statistics={})
 
 
 def refusal(error: InvalidValue) -> str:

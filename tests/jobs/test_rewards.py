@@ -120,6 +120,17 @@ def test_what_cannot_work_is_refused(
     assert (answer.status_code, error["code"], error["param"]) == (422, code, param), error
 
 
+def test_a_reward_that_compares_needs_references(client: httpx.Client, prompts: str) -> None:
+    lacking = PROMPTS + b'\n{"prompt": "Why?"}\n{"prompt": "How?"}'
+    dataset = client.post("/datasets", params={"kind": "prompts"}, content=lacking).raise_for_status().json()
+    assert dataset["statistics"]["references"] == 20
+    error = post(client, dataset["id"]).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_value", "hyperparameters.reward")
+    assert "'exact_match'" in error["message"]
+    assert "2 of the 22 rows" in error["message"]
+    accepted(client, dataset["id"], reward="json_valid")
+
+
 def test_a_reward_model_that_is_needed_is_not_deleted(client: httpx.Client, prompts: str, judge: Model) -> None:
     body = {"base_model": "demo-base", "dataset": prompts, "stage": "rl", "hyperparameters": {"reward": judge.name}}
     job = client.post("/jobs", json=body).raise_for_status().json()
