@@ -119,10 +119,7 @@ def register_demo_base(project_id: str) -> None:
     if known is None and DEMO_BASE.is_dir():
         try:
             register(project_id, ModelCreate(name="demo-base", source=str(DEMO_BASE)))
-        except (
-            Conflict,
-            InvalidValue,
-        ):  # another process of the service was faster; its files are broken, as doctor says
+        except (Conflict, InvalidValue):  # another process was faster; its files are broken: `burnish doctor` says so
             return
 
 

@@ -10,6 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.kit.database import DEFAULT_PROJECT
+from app.models import service
+from app.models.service import register_demo_base
 from tests.models.own import folder
 
 __all__ = ["folder"]
@@ -33,6 +36,16 @@ def test_the_demo_base_is_there_from_the_start(client: httpx.Client) -> None:
     assert client.get("/models/demo-base").json()["status"] == "ready"
     assert "demo-base" in [model["id"] for model in client.get("/v1/models").json()["data"]]
     assert client.get("/v1/models/demo-base").json()["object"] == "model"
+
+
+def test_a_demo_base_with_broken_files_keeps_no_service_from_starting(
+    client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "DEMO_BASE", tmp_path)
+    monkeypatch.setattr(service, "find", lambda *_: None)  # as in a database that is new
+    register_demo_base(DEFAULT_PROJECT)
+    monkeypatch.undo()
+    assert client.get("/models/demo-base").json()["source"] != str(tmp_path)
 
 
 def no_config(folder: Path) -> None:

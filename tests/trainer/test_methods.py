@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM
 from app.jobs.methods import Freeze, Lora, Method, Qlora
 from app.models.inspection import inspect_model
 from tests.trainer.conftest import Run
+from tests.trainer.rows_of_the_table import METHODS as ROWS
+from tests.trainer.rows_of_the_table import job
 from worker.trainer.base import Base
 from worker.trainer.methods import METHODS, lora, qlora
 
@@ -180,3 +182,14 @@ def test_random_weights_need_an_architecture_and_no_weights(
     assert (ours / "model.safetensors").read_bytes() == (others / "model.safetensors").read_bytes()
     manifest, (facts, _) = json.loads((tmp_path / "alone/manifest.json").read_text()), inspect_model(ours)
     assert (manifest["data"]["parameters"], manifest["modules"]) == (facts["parameters"], facts["modules"])
+
+
+@pytest.mark.parametrize("name", ["lora+ and neftune", "qlora nf4", "freeze", "galore", "mod"])
+def test_what_is_computed_again_in_the_backward_pass_is_what_was_kept_else(train: Run, name: str) -> None:
+    def losses(out: str, again: bool) -> list[float]:
+        events = train(out=out, **job(ROWS[name], gradient_checkpointing=again, precision="fp32", max_steps=5))
+        return [event["loss"] for event in events if event["type"] == "step"]
+
+    kept = losses("kept", False)
+    assert kept[-1] < kept[0]
+    assert losses("again", True) == pytest.approx(kept, rel=1e-3)
