@@ -20,7 +20,7 @@ from worker.engine import client, vllm
 pytestmark = pytest.mark.skipif(
     not (IN_CI or vllm.is_installed(get_settings())), reason="vLLM is not installed in .venv-vllm"
 )
-IDS = [5, 120, 340, 77, 900, 41]
+IDS = [5, 120, 340, 77, 900, 340]
 START_SECONDS = 300.0
 # Prints whether vLLM takes adapters on each architecture that it has code for, or that its code needs more than is installed.
 ADAPTED = """
