@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from app.jobs.rewards import ExactMatch, Reward, Rewards
+from app.jobs.rewards import OF_REFERENCE, ExactMatch, Reward, Rewards
 from app.kit.wire import Strict
 
 StageName = Literal["sft", "pt", "dpo", "kto", "rm", "rl"]
@@ -132,6 +132,11 @@ class Reinforcement(Hyperparameters):
     def prompt_length(self) -> int:
         """Tokens that a prompt may have."""
         return self.max_length - self.max_new_tokens
+
+    @property
+    def compares(self) -> list[str]:
+        """Those of the rewards that compare answers with a row's reference, by their types."""
+        return [each.type for each in self.reward if each.type in OF_REFERENCE]
 
 
 # Of `rm`: what every stage has.

@@ -123,19 +123,14 @@ def _random_weights_are_all_trained(spec: JobSpec, base: Model, dataset: Dataset
 def _rewards_on_whole_weights(spec: JobSpec, base: Model, dataset: Dataset) -> None:
     if STAGES[spec.stage].makes != "reward model":
         return
-    if base.facts.get("own_code"):
+    family, own_code = base.facts.get("model_type"), base.facts.get("own_code")
+    if family not in TRIED_FAMILIES or own_code:
+        whose = "with code of its own" if own_code else f"of type '{family}'"
         raise InvalidValue(
-            f"'{base.name}' has code of its own, which writes answers and scores none.",
+            f"'{base.name}' is a model {whose}, on which rewards were not shown to be learned.",
             param="base_model",
             code="unsupported",
-            hint="Train the reward model on one without code of its own.",
-        )
-    if base.facts.get("model_type") not in TRIED_FAMILIES:
-        raise InvalidValue(
-            f"'{base.name}' is a model of type '{base.facts.get('model_type')}', on which rewards were not shown to be learned.",
-            param="base_model",
-            code="unsupported",
-            hint=f"Train the reward model on one of these types: {', '.join(TRIED_FAMILIES)}.",
+            hint=f"Train on a model of one of these types without code of its own: {', '.join(TRIED_FAMILIES)}.",
         )
     if isinstance(spec.method, Qlora):
         raise InvalidValue(
@@ -214,7 +209,7 @@ def _references_are_there(spec: JobSpec, base: Model, dataset: Dataset) -> None:
     """Of the rows that are trained on, where they were counted: the trainer looks at those of `validation` and older ones."""
     if not isinstance(spec.hyperparameters, Reinforcement):
         return
-    compares = [each.type for each in spec.hyperparameters.reward if each.type in OF_REFERENCE]
+    compares = spec.hyperparameters.compares
     others = [name for name in REWARDS if name not in OF_REFERENCE]
     there = dataset.statistics.get("references")
     if compares and there is not None and there < dataset.rows:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from app.datasets.canonical import SCHEMAS
 from app.jobs.spec import TrainerSpec
@@ -35,6 +35,15 @@ def chat(*turns: str, system: str | None = None) -> list[Message]:
 def write_rows(path: Path, rows: list[list[Message]]) -> str:
     pq.write_table(pa.Table.from_pylist([{"messages": messages} for messages in rows], SCHEMAS["chat"]), path)
     return str(path)
+
+
+def scores_as_told(out: Path) -> None:
+    """Plain transformers gives the text of a reward model's proof the score that the trainer told."""
+    proof = json.loads((out / "proof.json").read_text())
+    scorer = AutoModelForSequenceClassification.from_pretrained(out / "merged").eval()
+    with torch.no_grad():
+        score = scorer(input_ids=torch.tensor([proof["token_ids"]])).logits.item()
+    assert score == pytest.approx(proof["score"], abs=0.1)
 
 
 @pytest.fixture(scope="session")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM
 
 from app.models.inspection import inspect_model
 from benchmarks.families import FAMILIES, TINY, make
-from tests.trainer.conftest import Run, chat, write_rows
+from tests.trainer.conftest import Run, chat, scores_as_told, write_rows
 
 LONGER_THAN_A_WINDOW = "Count on and on, to the very end of all that there is to be counted here today. " * 2
 
@@ -62,11 +61,7 @@ def test_a_family_learns_rewards_on_its_own_weights_and_on_those_of_a_fine_tune(
         )  # fmt: skip
         *_, last = (event for event in events if event["type"] == "validation")
         assert last["reward_accuracy"] > 0.9
-        scorer = AutoModelForSequenceClassification.from_pretrained(tmp_path / out / "merged").eval()
-        proof = json.loads((tmp_path / out / "proof.json").read_text())
-        with torch.no_grad():
-            score = scorer(input_ids=torch.tensor([proof["token_ids"]])).logits.item()
-        assert score == pytest.approx(proof["score"], abs=0.1)
+        scores_as_told(tmp_path / out)
 
 
 @pytest.mark.parametrize(("modules", "weights"), [("all-linear", "merged"), (["q_proj"], "adapter")])

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM
 
 from app.jobs.combinations import STAGES as KINDS
 from app.jobs.combinations import served
 from app.jobs.methods import Qlora
 from app.jobs.spec import JobSpec
-from tests.trainer.conftest import Run
+from tests.trainer.conftest import Run, scores_as_told
 from tests.trainer.rows_of_the_table import ALL, job
 from worker.trainer.base import Base
 from worker.trainer.depths import load_routers
@@ -51,10 +51,7 @@ def test_it_learns_and_plain_libraries_load_it(
         assert last["reward_accuracy"] > 0.9
     proof = json.loads((out / "proof.json").read_text())
     if spec.stage == "rm":
-        scorer = AutoModelForSequenceClassification.from_pretrained(out / "merged").eval()
-        with torch.no_grad():
-            score = scorer(input_ids=torch.tensor([proof["token_ids"]])).logits.item()
-        assert score == pytest.approx(proof["score"], abs=0.1)
+        scores_as_told(out)
         return
     if mode == "merged":
         model = AutoModelForCausalLM.from_pretrained(out / "merged")

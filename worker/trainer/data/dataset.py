@@ -7,7 +7,6 @@ from typing import Any
 
 from app.jobs.combinations import STAGES
 from app.jobs.hyperparameters import Reinforcement
-from app.jobs.rewards import OF_REFERENCE
 from app.jobs.spec import TrainerSpec
 from worker.trainer.data.render import ChatTemplateError, Example, Row, Template, plan, tokenize
 from worker.trainer.data.rows import Item, draw, read_rows, split
@@ -113,7 +112,7 @@ def _with_replay(data: Dataset, spec: TrainerSpec, kind: str, tokenizer: Any, ma
 
 
 def _require_references(settings: Reinforcement, items: list[Item]) -> None:
-    compares = [each.type for each in settings.reward if each.type in OF_REFERENCE]
+    compares = settings.compares
     lacking = sum(item.row is not None and item.row["reference"] is None for item in items)
     if compares and lacking:
         raise Failure(
