@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,3 +141,44 @@ def test_it_takes_adapters_on_what_is_not_named_as_without() -> None:
     assert len(told) > 100
     assert without == vllm.WITHOUT_ADAPTERS - unknown
     assert told["Qwen2ForCausalLM"] == told["Glm4ForCausalLM"] == "True"
+
+
+def test_requests_for_the_base_keep_to_its_weights_while_adapters_fill_every_slot(
+    served: Served, make_adapter: Callable[[int], Path]
+) -> None:
+    alone = client.score(served.url, "model_base", IDS)
+    names = [f"model_slot_{number}" for number in range(vllm.ADAPTER_SLOTS)]
+    for number, name in enumerate(names):
+        served.house.add_adapter(name, make_adapter(10 + number), "model_base")
+    eventually(lambda: set(names) <= _names(served.url), 60, "every adapter is loaded")
+    stop = threading.Event()
+
+    def generate(name: str) -> int:
+        """Keep one request of the adapter in the batch. Returns how many were answered."""
+        answered = 0
+        while not stop.is_set():
+            body = {"model": name, "prompt": IDS, "max_tokens": 64, "ignore_eos": True}
+            httpx.post(f"{served.url}/v1/completions", json=body, timeout=120).raise_for_status()
+            answered += 1
+        return answered
+
+    with ThreadPoolExecutor(len(names)) as threads:
+        generating = [threads.submit(generate, name) for name in names]
+        try:
+            eventually(lambda: _running(served.url) >= len(names), 60, "a batch of every adapter")
+            beside = [client.score(served.url, "model_base", IDS) for _ in range(20)]
+        finally:
+            stop.set()
+    assert all(answers.result() for answers in generating)
+    assert beside == pytest.approx([alone] * 20, abs=0.02)
+
+
+def _running(url: str) -> float:
+    """The number of requests in vLLM's batch."""
+    metrics = httpx.get(f"{url}/metrics", timeout=30).text
+    return sum(float(line.split()[-1]) for line in metrics.splitlines() if line.startswith("vllm:num_requests_running"))
+
+
+def test_the_operator_s_list_of_plugins_keeps_the_correction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "their_own")
+    assert vllm.environment(get_settings())["VLLM_PLUGINS"] == "their_own,burnish"

@@ -17,6 +17,10 @@ from worker.engine.protocol import EngineError, Launch, weight_bytes
 
 GIB = 2**30
 CPU_KV_CACHE_GIB = 1
+# Distinct adapters in one batch.
+ADAPTER_SLOTS = 4
+# Corrects vLLM's CPU build (see burnish_vllm.py in it). No other Python path reaches an engine.
+PLUGIN = Path(__file__).parent / "vllm_plugin"
 # Measured with a model of 7 M parameters: 2.4 GB of memory for three processes, besides the KV cache.
 CPU_PROCESS_BYTES = int(2.5 * GIB)
 # What vLLM 0.32 has code for, and refuses to load at all with adapters switched on.
@@ -62,7 +66,11 @@ def command(launch: Launch, settings: Settings) -> list[str]:
     if launch.template is not None:
         arguments["--chat-template"] = str(launch.template)
     flags.append("--enable-lora")
-    arguments |= {"--max-lora-rank": str(settings.max_lora_rank), "--max-loras": "4", "--max-cpu-loras": "32"}
+    arguments |= {
+        "--max-lora-rank": str(settings.max_lora_rank),
+        "--max-loras": str(ADAPTER_SLOTS),
+        "--max-cpu-loras": "32",
+    }
     if _on_gpu(settings.vllm_python):
         arguments["--gpu-memory-utilization"] = str(_gpu_share(settings))
     else:
@@ -94,6 +102,9 @@ def environment(settings: Settings) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(max(1, (psutil.cpu_count(logical=False) or 2) - 1)),
     }
+    fixed["PYTHONPATH"] = str(PLUGIN)
+    if "VLLM_PLUGINS" in inherited:  # the operator's list of allowed plugins
+        fixed["VLLM_PLUGINS"] = f"{inherited['VLLM_PLUGINS']},burnish"
     return cpu | inherited | fixed
 
 
