@@ -33,7 +33,7 @@ from app.jobs.hyperparameters import Kto, Preference, Reinforcement
 from worker.trainer.data.render import Example
 from worker.trainer.data.rows import Item
 from worker.trainer.micro_batches import MicroBatches
-from worker.trainer.precision import compute_in
+from worker.trainer.precision import autocast, compute_in
 from worker.trainer.reference import with_reference
 from worker.trainer.stages import STAGES, kto, rl, texts
 
@@ -290,3 +290,23 @@ def test_losses_of_drawn_answers_are_trl_s(
     count = sum(batch["count"] for batch in made)
     ours = torch.stack([rl.loss(model, batch, settings)[0] for batch in made]).sum() / count
     assert_same(model, ours, theirs)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_in_bf16_the_reference_is_what_the_initial_weights_say(
+    model: Any, untrained: Any, tokenizer: Any, algorithm: str
+) -> None:
+    compute_in("bf16")
+    settings = Reinforcement.model_validate({"algorithm": algorithm, "group_size": 2, "batch_size": 4, "beta": 0.3})
+    initial = dict(untrained.named_parameters())
+    rollouts = rl.Rollouts(tokenizer, 0, [], settings, lambda answers: [0.0] * len(answers), initial)
+    items = [Item((example(prompt, []),), row={}) for prompt, *_ in ROWS[:2]]
+    with autocast(model.device):  # as the loop does: answers are drawn in it before they are compared
+        made = rollouts.begin_step(model.train(), rl.batches(items, 0, 60))
+    for batch in made:
+        with torch.no_grad(), autocast(model.device):
+            was, now = (-texts.losses(each, batch) for each in (untrained.eval(), model.eval()))
+        torch.testing.assert_close(batch["reference"], was)
+        assert (was - now).abs().max() > 0.01
+        if algorithm == "rloo":
+            torch.testing.assert_close(batch["now"], now)

@@ -173,13 +173,18 @@ def _without_dropout(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _as_it_was(model: Any, initial: dict[str, torch.Tensor]) -> Iterator[None]:
-    """For the time of the block the weights that are trained are those of the beginning."""
+    """Give the model its initial weights until the block ends."""
     trained = {name: parameter for name, parameter in model.named_parameters() if name in initial}
     now = {name: parameter.data for name, parameter in trained.items()}
-    try:
+
+    def swap(weights: dict[str, torch.Tensor]) -> None:
         for name, parameter in trained.items():
-            parameter.data = initial[name]
+            parameter.data = weights[name]
+        # Autocast keeps 16-bit copies by parameter. It does not see that the data behind a parameter changed.
+        torch.clear_autocast_cache()
+
+    try:
+        swap(initial)
         yield
     finally:
-        for name, parameter in trained.items():
-            parameter.data = now[name]
+        swap(now)
