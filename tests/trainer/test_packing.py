@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MistralConfig
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from app.jobs.combinations import TRIED_FAMILIES
 from app.jobs.spec import TrainerSpec
@@ -95,6 +96,16 @@ def test_so_it_does_where_attention_is_told_the_boundaries(
     model.set_attn_implementation(attention.VARLEN)
     torch.testing.assert_close(says(model, packed.collate(examples))[0], alone, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(says(model, texts.collate(examples, 0)), padded)
+    without_padding = texts.collate(examples[-1:], 0, width=lengths[-1]) | {"attention_mask": None}
+    torch.testing.assert_close(says(model, without_padding)[0], alone[-lengths[-1] :], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("make_mask", [create_causal_mask, create_sliding_window_causal_mask])
+def test_no_mask_is_built_where_attention_is_told_the_boundaries(make_mask: Callable[..., Any]) -> None:
+    config = MistralConfig(sliding_window=16, attn_implementation=attention.VARLEN)
+    together = packed.collate([some_text(length) for length in LENGTHS[0]])
+    embeddings = torch.zeros(*together["input_ids"].shape, 8)
+    assert make_mask(config, embeddings, None, None, together["position_ids"]) is None
 
 
 def a_kernel_that_is_not_there(*given: Any, **options: Any) -> torch.Tensor:

@@ -10,7 +10,12 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import eager_mask, sdpa_mask
+from transformers.masking_utils import (
+    causal_mask_function,
+    eager_mask,
+    sdpa_mask,
+    sliding_window_causal_mask_function,
+)
 
 from app.jobs.combinations import TRIED_FAMILIES
 from app.jobs.estimate import ATTENTION_KEPT_UP_TO
@@ -109,6 +114,8 @@ def varlen(
     max_length_q tokens of the longest text; returns [1, T, heads, width].
     """
     if cu_seq_lens_q is None or max_length_q is None:
+        if attention_mask is None:
+            attention_mask = _mask_without_padding(query, key, sliding_window)
         plain: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **more
         )
@@ -122,6 +129,24 @@ def varlen(
     )
     assert isinstance(answered, torch.Tensor)  # and not the softmax's sums too
     return answered.unsqueeze(0), None
+
+
+def varlen_mask(*sizes: Any, attention_mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor | None:
+    """The mask that `varlen` is given: `sdpa`'s for rows with padding. Packed rows have no 2D mask and need none; transformers
+    would build one of T x T for them, 17 GB at 131,072 tokens."""
+    if attention_mask is None:
+        return None
+    mask: torch.Tensor | None = sdpa_mask(*sizes, attention_mask=attention_mask, **options)
+    return mask
+
+
+def _mask_without_padding(query: torch.Tensor, key: torch.Tensor, window: int | None) -> torch.Tensor | None:
+    """The mask of rows that are one text each, which `varlen_mask` left out. None where the kernel's own causal mask will do."""
+    mask: torch.Tensor | None = sdpa_mask(
+        query.shape[0], query.shape[2], key.shape[2], key.shape[2] - query.shape[2], local_size=window, device=query.device,
+        mask_function=causal_mask_function if window is None else sliding_window_causal_mask_function(window),
+    )  # fmt: skip
+    return mask
 
 
 def _dtype_of(query: torch.Tensor) -> torch.dtype:
@@ -183,4 +208,4 @@ def _block(
 AttentionInterface.register(BLOCKWISE, blockwise)
 AttentionMaskInterface.register(BLOCKWISE, eager_mask)
 AttentionInterface.register(VARLEN, varlen)
-AttentionMaskInterface.register(VARLEN, sdpa_mask)
+AttentionMaskInterface.register(VARLEN, varlen_mask)
