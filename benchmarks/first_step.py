@@ -37,9 +37,9 @@ import sys, time
 from worker.trainer.waiting import import_all
 import_all()
 from worker.trainer.base import Base, load_model
-from worker.trainer.precision import weights_dtype
+from worker.trainer.precision import compute_dtype
 began = time.perf_counter()
-load_model(Base(sys.argv[1]), weights_dtype())
+load_model(Base(sys.argv[1]), compute_dtype())
 print(time.perf_counter() - began)
 """
 

@@ -31,11 +31,10 @@ _TEXTS = {"dpo": 2, "kto": 2, "rm": 2}
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What of a model decides how much memory its training takes. `parameters` counts its weights, `bytes` is what they take in
-    its files; the others are sizes: of a block's input, of its widest layer, of all heads' queries and of all keys."""
+    """The sizes of a model that decide how much memory its training takes. `parameters` counts its weights; `hidden` is the width
+    of a block's input, `intermediate` that of its widest layer, `queries` and `keys` those of all heads together."""
 
     parameters: int
-    bytes: int
     layers: int
     hidden: int
     intermediate: int
@@ -66,10 +65,12 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def shape_of(config: dict[str, Any], parameters: int | None, bytes: int) -> Shape | None:
-    """The shape that a config.json tells of, in so many `bytes` of weights; None where it has no layers or sizes under the names
-    that transformers uses. Where there are no weights yet (`parameters` is None) they are those of blocks with one gated layer
-    each, and None where there are experts."""
+def shape_of(config: dict[str, Any], parameters: int | None) -> Shape | None:
+    """The shape that a config.json describes. None where its layers or sizes are not under the names that transformers uses.
+
+    Where there are no weights yet (`parameters` is None) their number is that of blocks with one gated layer each, and the
+    shape is None where there are experts.
+    """
     text = config.get("text_config") or config
 
     def size(*names: str, default: int = 0) -> int:
@@ -83,7 +84,6 @@ def shape_of(config: dict[str, Any], parameters: int | None, bytes: int) -> Shap
     width = size("head_dim", default=hidden // heads)
     shape = Shape(
         parameters=parameters or 0,
-        bytes=bytes,
         layers=layers,
         hidden=hidden,
         intermediate=size("intermediate_size", "n_inner", default=4 * hidden),
@@ -178,9 +178,7 @@ def memory(
     # Weights in fp32 that are trained are copied to be multiplied with.
     copies = 2 * trained if size == 2 and not isinstance(method, Lora | Qlora) else 0
     whole = Memory(
-        weights=_weights(shape, method, settings, size)
-        + (4 * trained if isinstance(method, Lora | Qlora) else 0)
-        + as_they_were,
+        weights=_weights(shape, method, size) + (4 * trained if isinstance(method, Lora | Qlora) else 0) + as_they_were,
         gradients=4 * trained,
         optimizer=_optimizer(shape, method, trained),
         activations=_activations(shape, method, settings, tokens, size, attended) + logits + copies,
@@ -197,10 +195,9 @@ def memory(
     )
 
 
-def _weights(shape: Shape, method: Method, settings: Hyperparameters, size: int) -> int:
+def _weights(shape: Shape, method: Method, size: int) -> int:
     if isinstance(method, Lora):
-        is_own = size == 2 and settings.precision != "fp16"  # the precision of the files
-        return shape.bytes if is_own else size * shape.parameters
+        return size * shape.parameters
     if isinstance(method, Qlora):
         twice = method.double_quantization and method.quantization != "int8"
         each = _TWICE_QUANTISED if twice else _QUANTISED[method.quantization]

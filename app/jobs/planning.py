@@ -103,7 +103,7 @@ def _mean(counted: CheckOut, in_pieces: bool) -> float:
 
 def _memory(spec: JobSpec, base: Model, tokens: PlannedTokens, on_gpu: bool, gpus: int) -> Any:
     facts = foundation(base).facts
-    shape = estimate.shape_of(read_config(base), facts["parameters"], facts["bytes"])
+    shape = estimate.shape_of(read_config(base), facts["parameters"])
     if shape is None:
         return None
     is_drawn = isinstance(spec.hyperparameters, Reinforcement)

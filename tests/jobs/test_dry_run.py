@@ -127,7 +127,7 @@ def test_an_idempotency_key_is_not_used_up(client: httpx.Client, dataset: str) -
 
 
 def test_the_weights_that_an_adapter_has_are_those_that_peft_counts() -> None:
-    shape = estimate.shape_of(LLAMA_2_7B, PARAMETERS, 2 * PARAMETERS)
+    shape = estimate.shape_of(LLAMA_2_7B, PARAMETERS)
     assert shape is not None
     assert estimate.trainable(shape, Lora()) == 19_988_480
     assert estimate.trainable(shape, Lora(target_modules=["q_proj", "v_proj"])) == 4_194_304
@@ -140,7 +140,7 @@ def test_the_weights_that_an_adapter_has_are_those_that_peft_counts() -> None:
     [(Lora(), 16), (Qlora(quantization="int8"), 10), (Qlora(), 6), (Full(), 120)],
 )
 def test_estimates_are_near_those_that_are_published(method: Method, gigabytes: float) -> None:
-    shape = estimate.shape_of(LLAMA_2_7B, PARAMETERS, 2 * PARAMETERS)
+    shape = estimate.shape_of(LLAMA_2_7B, PARAMETERS)
     assert shape is not None
     spec = JobSpec(method=method, hyperparameters=Supervised(batch_size=1, gradient_checkpointing=True))
     trained = estimate.trainable(shape, method)
@@ -149,7 +149,7 @@ def test_estimates_are_near_those_that_are_published(method: Method, gigabytes: 
 
 
 def test_what_is_not_kept_or_not_trained_takes_less() -> None:
-    shape = estimate.shape_of(LLAMA_2_7B, PARAMETERS, 2 * PARAMETERS)
+    shape = estimate.shape_of(LLAMA_2_7B, PARAMETERS)
     assert shape is not None
 
     def total(method: Method, **settings: Any) -> int:
@@ -166,11 +166,11 @@ def test_what_is_not_kept_or_not_trained_takes_less() -> None:
     assert total(Lora()) < total(Lora(dropout=0.1))
     assert total(Mod(type="mod")) < total(Mod(type="mod", capacity=1)) - 4e9
     assert total(Apollo()) < total(Galore()) < total(Full()) - 6 * PARAMETERS
-    assert estimate.shape_of({"model_type": "another"}, 1, 1) is None
+    assert estimate.shape_of({"model_type": "another"}, 1) is None
 
 
 def test_of_what_is_shared_out_each_gpu_has_its_part() -> None:
-    shape = estimate.shape_of(LLAMA_2_7B, PARAMETERS, 2 * PARAMETERS)
+    shape = estimate.shape_of(LLAMA_2_7B, PARAMETERS)
     assert shape is not None
 
     def memory(processes: int, sharding: Literal["none", "full"] = "full") -> estimate.Memory:

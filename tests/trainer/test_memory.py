@@ -193,7 +193,7 @@ def test_what_a_forward_keeps_is_what_the_estimate_says(
         made = model(input_ids=ids, use_cache=False, logits_to_keep=1)
     assert made.logits.requires_grad
     parameters = sum(weight.numel() for weight in Qwen2ForCausalLM(config).parameters())
-    shape = estimate.shape_of(config.to_dict(), parameters, 2 * parameters)
+    shape = estimate.shape_of(config.to_dict(), parameters)
     assert shape is not None
     spec = JobSpec(method=method, hyperparameters=Supervised(batch_size=2, precision=asked))
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,20 +12,30 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from app.jobs.combinations import STAGES as KINDS
+from app.jobs.methods import Lora
 from tests.trainer.conftest import Run
 from tests.trainer.rows_of_the_table import METHODS, STAGES, job
 from worker.trainer import precision
 from worker.trainer.attention import takes_varlen
+from worker.trainer.base import Base
 from worker.trainer.failures import Failure
+from worker.trainer.methods import lora
 
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no GPU here: only the question whether fp16 is of use is answered as if there were. CPUs compute it, slowly."""
     monkeypatch.setattr(precision, "computes_fp16", lambda: True)
+
+
+@pytest.fixture(autouse=True)
+def usual_precision() -> Iterator[None]:
+    """Leaves the process as the other tests expect it."""
+    yield
+    precision.compute_in("auto")
 
 
 def begin_with_scale(patch: pytest.MonkeyPatch, scale: float) -> None:
@@ -53,6 +63,29 @@ def test_the_precisions_differ_and_not_by_much(train: Run) -> None:
     }
     assert first["bf16"] != first["fp32"]
     assert first["bf16"] == pytest.approx(first["fp32"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("has_bf16", "may_scale", "dtype"),
+    [(True, True, torch.bfloat16), (False, True, torch.float16), (False, False, torch.float32)],
+)
+def test_on_a_gpu_without_bf16_auto_is_fp16(
+    monkeypatch: pytest.MonkeyPatch, has_bf16: bool, may_scale: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    precision.compute_in("auto", may_scale=may_scale)
+    assert precision.compute_dtype() is dtype
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+def test_frozen_weights_load_in_the_precision_that_is_computed_in(
+    base: Path, tmp_path: Path, stored: torch.dtype
+) -> None:
+    AutoModelForCausalLM.from_pretrained(base, dtype=stored).save_pretrained(tmp_path)
+    precision.compute_in("bf16")
+    loaded = lora.load_base(Base(str(tmp_path)), Lora())
+    assert {weight.dtype for weight in loaded.parameters()} == {torch.bfloat16}
 
 
 def test_without_a_gpu_fp16_is_refused_with_what_to_use(train: Run) -> None:

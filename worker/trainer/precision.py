@@ -15,31 +15,32 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 # Of this process, which trains one job.
 _asked: Precision = "auto"
+_may_scale = True
 
 
-def compute_in(asked: Precision) -> None:
-    """From now on this process computes so. Raises `Failure` for what this machine cannot."""
-    global _asked
+def compute_in(asked: Precision, *, may_scale: bool = True) -> None:
+    """Set the precision of this process. Without `may_scale`, "auto" is never fp16, which needs its gradients scaled.
+
+    Raises `Failure` for a precision that this machine cannot compute in.
+    """
+    global _asked, _may_scale
     if asked == "fp16" and not computes_fp16():
         raise Failure(
             "trainer_error",
             "hyperparameters.precision: 'fp16' is computed on GPUs only, and this worker has none.",
             "Use 'bf16', 'fp32' or 'auto', or a worker with a GPU (resources.gpus 1).",
         )
-    _asked = asked
+    _asked, _may_scale = asked, may_scale
 
 
 def compute_dtype() -> torch.dtype:
-    """What matrix products are done in: bfloat16 and fp16 by autocast, so that what is sensitive stays in fp32."""
-    if _asked == "auto":
-        return torch.bfloat16 if computes_bf16() else torch.float32
-    return _DTYPES[_asked]
-
-
-def weights_dtype() -> torch.dtype | str:
-    """What weights that are not trained are loaded in: "auto", which is their own, where bfloat16 is computed in."""
-    dtype = compute_dtype()
-    return "auto" if dtype is torch.bfloat16 else dtype
+    """The dtype of matrix products, and of frozen weights. bfloat16 and fp16 go by autocast, which keeps sensitive operations
+    in fp32. "auto" is bfloat16 where the hardware has it, fp16 on older GPUs (V100, T4), and fp32 on other CPUs."""
+    if _asked != "auto":
+        return _DTYPES[_asked]
+    if computes_bf16():
+        return torch.bfloat16
+    return torch.float16 if computes_fp16() and _may_scale else torch.float32
 
 
 def computes_bf16() -> bool:

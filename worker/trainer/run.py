@@ -58,7 +58,7 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
     settings, method = spec.spec.hyperparameters, METHODS[spec.spec.method.type]
     stage = method.of_stage(STAGES[spec.spec.stage])
     be_deterministic(settings.deterministic)
-    compute_in(settings.precision)
+    compute_in(settings.precision, may_scale=settings.sharding == "none")
     out.mkdir(parents=True, exist_ok=True)
     if spec.threads > 0:
         torch.set_num_threads(spec.threads)
@@ -187,7 +187,7 @@ def run(spec: TrainerSpec, out: Path, emit: Emit, stop: StopSignal) -> None:
             make_optimizer=lambda model, options: method.optimizer(model, spec.spec.method, options),
             pad_id=pad_id,
             micro_batches=micro_batches,
-            estimate=_estimate(spec, model, dtype, summary),
+            estimate=_estimate(spec, model, summary),
             checkpoints=checkpoints,
             emit=emit,
             stop=stop,
@@ -260,10 +260,10 @@ def _load(spec: TrainerSpec, base: Base, method: Method) -> _Loaded:
     return _Loaded(model, dtype, parameters, modules, stops_at)
 
 
-def _estimate(spec: TrainerSpec, model: Any, dtype: torch.dtype, summary: dict[str, Any]) -> Memory | None:
+def _estimate(spec: TrainerSpec, model: Any, summary: dict[str, Any]) -> Memory | None:
     """How much memory a step takes at its peak; None where the model's configuration has other names than most."""
     parameters = summary["parameters"]
-    shape = shape_of(model.config.to_dict(), parameters, parameters * dtype.itemsize)
+    shape = shape_of(model.config.to_dict(), parameters)
     if shape is None:
         return None
     is_drawn = isinstance(spec.spec.hyperparameters, Reinforcement)

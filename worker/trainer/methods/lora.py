@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from app.jobs.methods import Lora, Qlora
 from worker.trainer.base import Base, load_model
 from worker.trainer.methods.full import of_stage
-from worker.trainer.precision import compute_dtype, weights_dtype
+from worker.trainer.precision import compute_dtype
 
 __all__ = ["KIND", "load", "load_base", "of_stage", "optimizer", "prepare", "save"]
 
@@ -35,7 +35,7 @@ _WEIGHTS = "adapter_model.safetensors"
 
 def load_base(base: Base, config: Lora) -> Any:
     """In the precision that is trained in."""
-    return load_model(base, weights_dtype())
+    return load_model(base, compute_dtype())
 
 
 def prepare(model: Any, config: Lora | Qlora) -> Any:
