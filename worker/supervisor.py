@@ -56,7 +56,15 @@ STOPPED_BY = {
 
 # Codes of failures that another attempt, perhaps elsewhere, may be spared.
 LOSSES = frozenset(
-    {"trainer_died", "killed_for_memory", "disk_full", "gpu_failed", "gpu_busy", "checkpoint_unreadable"}
+    {
+        "trainer_died",
+        "killed_for_memory",
+        "disk_full",
+        "gpu_failed",
+        "gpu_busy",
+        "checkpoint_unreadable",
+        "checkpoint_read_failed",
+    }
 )
 
 

@@ -33,7 +33,7 @@ from worker.supervisor import workspaces
 
 OUTCOMES = {"succeeded", "failed", "cancelled", "lost", "handed_over", "paused"}
 BAD_DATA_CODES = {"data_check_failed", "no_trainable_rows"}
-LOST_CODES = {"trainer_died", "worker_lost", "disk_full", "checkpoint_unreadable"}
+LOST_CODES = {"trainer_died", "worker_lost", "disk_full", "checkpoint_unreadable", "checkpoint_read_failed"}
 # Whether a job was in line at a moment is known this long after it was put there and before it was taken: an event is dated
 # before its transaction ends, which a worker that is made to sleep may hold up.
 UNSURE = timedelta(seconds=LEASE_SECONDS + 10)

@@ -3,6 +3,7 @@ for bit."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -24,6 +25,7 @@ from tests.resume.harness import Course, Killed, attempt, disturbed, newest_chec
 from tests.trainer.conftest import contrary
 from tests.trainer.memory import limit
 from tests.trainer.rows_of_the_table import ALL, job
+from worker.supervisor import LOSSES
 from worker.trainer import checkpoints, precision, run
 from worker.trainer.determinism import SUMS_DIFFER
 from worker.trainer.failures import Failure
@@ -290,14 +292,49 @@ def test_one_of_an_older_version_goes_on(make_spec: Make, tmp_path: Path) -> Non
     assert found.weights == expected.weights
 
 
-def test_one_whose_adapter_is_gone_is_refused(make_spec: Make, tmp_path: Path) -> None:
-    spec = make_spec(hyperparameters={"max_steps": 2, "checkpoint_every": 1})
-    undisturbed(spec, tmp_path / "whole")
-    checkpoint = tmp_path / "whole/checkpoints/step-1"
-    (checkpoint / "adapter/adapter_model.safetensors").unlink()
+FILES = (
+    "run.json",
+    "trainer_state.json",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "adapter/adapter_model.safetensors",
+)
+
+
+@pytest.fixture
+def checkpoint(make_spec: Make, tmp_path: Path) -> Path:
+    undisturbed(make_spec(hyperparameters={"max_steps": 2, "checkpoint_every": 1}), tmp_path / "whole")
+    return tmp_path / "whole/checkpoints/step-1"
+
+
+def failure_to_resume(make_spec: Make, checkpoint: Path) -> Failure:
+    spec = make_spec(hyperparameters={"max_steps": 2, "checkpoint_every": 1}, resume_from=str(checkpoint))
     with pytest.raises(Failure) as caught:
-        attempt(spec.model_copy(update={"resume_from": str(checkpoint)}), tmp_path / "out", Course(), lambda *_: None)
-    assert caught.value.code == "checkpoint_unreadable"
+        attempt(spec, checkpoint.parent / "out", Course(), lambda *_: None)
+    return caught.value
+
+
+def test_a_checkpoint_with_a_damaged_or_missing_file_is_refused(make_spec: Make, checkpoint: Path) -> None:
+    for name in FILES:
+        whole = (checkpoint / name).read_bytes()
+        (checkpoint / name).write_bytes(whole[: len(whole) // 2])
+        failure = failure_to_resume(make_spec, checkpoint)
+        assert (failure.code, str(checkpoint) in failure.message) == ("checkpoint_unreadable", True), name
+        (checkpoint / name).unlink()
+        assert failure_to_resume(make_spec, checkpoint).code == "checkpoint_unreadable", name
+        (checkpoint / name).write_bytes(whole)
+
+
+def test_a_disk_that_fails_while_a_checkpoint_is_read_does_not_condemn_the_checkpoint(
+    make_spec: Make, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(torch, "load", fail)
+    assert failure_to_resume(make_spec, checkpoint).code == "checkpoint_read_failed"
+    assert "checkpoint_read_failed" in LOSSES
 
 
 def test_a_checkpoint_that_is_not_whole_is_refused(make_spec: Make, tmp_path: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from worker.trainer.artifacts import sync, sync_entry
 from worker.trainer.failures import Failure, of_the_machine
@@ -17,6 +20,10 @@ from worker.trainer.failures import Failure, of_the_machine
 STATE = "run.json"
 # Where no number of steps is asked for, this much time passes between two: what a crash costs at most.
 SECONDS_BETWEEN = 120.0
+# Errors of a disk or a network file system that another read may be spared. They say nothing of the file.
+_MAY_PASS = frozenset(
+    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOTCONN}
+)
 
 
 class RunState(BaseModel):
@@ -58,19 +65,33 @@ class Checkpoints:
 
 
 def read_state(folder: Path) -> RunState:
-    """The state of the run that a checkpoint is of. Raises `Failure` for one that is not whole."""
-    try:
+    """The state of a checkpoint's run. Raises `Failure` if the checkpoint is incomplete or damaged."""
+    with reading(folder):
+        # The Trainer reads the first where nothing can name the cause, and does without the others if they are missing.
+        json.loads((folder / TRAINER_STATE_NAME).read_bytes())
+        for name in (OPTIMIZER_NAME, SCHEDULER_NAME, "rng_state.pth"):
+            (folder / name).stat()
         return RunState.model_validate_json((folder / STATE).read_bytes())
-    except (OSError, ValueError) as error:
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Turns any error of the block into the `Failure` to read the checkpoint in `folder`."""
+    try:
+        yield
+    except Failure:
+        raise
+    except Exception as error:
         raise unreadable_checkpoint(folder, error) from error
 
 
 def unreadable_checkpoint(folder: Path, error: Exception) -> Failure:
-    """The failure to read the checkpoint in `folder`."""
+    """The failure to read the checkpoint in `folder`: `checkpoint_unreadable` if its files are damaged or missing, and the next
+    attempt takes an older one; `checkpoint_read_failed` if the disk or network failed, and the next attempt reads it again."""
     message = f"The checkpoint {folder} cannot be read: {error}"
-    return of_the_machine(error) or Failure(
-        "checkpoint_unreadable", message, "This is a fault of the service, not of the job."
-    )
+    may_pass = isinstance(error, OSError) and error.errno in _MAY_PASS
+    code = "checkpoint_read_failed" if may_pass else "checkpoint_unreadable"
+    return of_the_machine(error) or Failure(code, message, "This is a fault of the service, not of the job.")
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

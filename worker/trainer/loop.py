@@ -27,7 +27,7 @@ from app.jobs.hyperparameters import Hyperparameters, Reinforcement
 from app.jobs.spec import Validation
 from worker.trainer import ranks, sharding
 from worker.trainer.arguments import arguments_of
-from worker.trainer.checkpoints import SECONDS_BETWEEN, Checkpoints, RunState, commit, read_state
+from worker.trainer.checkpoints import SECONDS_BETWEEN, Checkpoints, RunState, commit, read_state, reading
 from worker.trainer.data.batches import LengthBuckets
 from worker.trainer.data.rows import Item
 from worker.trainer.events import Emit
@@ -247,7 +247,16 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         super()._save_rng_state(ranks.own_folder(output_dir))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(ranks.own_folder(checkpoint))
+        with reading(Path(checkpoint or "")):
+            super()._load_rng_state(ranks.own_folder(checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading(Path(checkpoint or "")):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with reading(Path(checkpoint or "")):
+            super()._load_scaler(checkpoint)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Called by the Trainer for the weights of a checkpoint."""

@@ -11,7 +11,7 @@ from app.jobs.combinations import served
 from app.jobs.spec import TrainerSpec
 from worker.trainer import artifacts
 from worker.trainer.base import Base, inner_of, own_dtype
-from worker.trainer.checkpoints import RunState, unreadable_checkpoint
+from worker.trainer.checkpoints import RunState, reading
 from worker.trainer.events import Emit
 from worker.trainer.merging import write_merged
 from worker.trainer.methods import Method
@@ -41,10 +41,8 @@ class Writer:
 
     def load_checkpoint(self, model: Any, folder: Path) -> None:
         """Puts what a checkpoint holds back into the model. Raises `Failure`."""
-        try:
+        with reading(folder):
             self.method.load(model, folder / self.method.KIND)
-        except (OSError, ValueError) as error:
-            raise unreadable_checkpoint(folder, error) from error
 
     def save_outcome(self, model: Any, out: Path, emit: Emit) -> None:
         """Writes adapter/, and merged/ where the outcome is, or one day will be, served as weights of its own; `model` is not
