@@ -11,6 +11,7 @@ from celery import Celery, signals
 from app.kit.queue import celery_settings, wake
 from worker import trainers
 from worker.presence import presence, shutting_down
+from worker.slots import own_slots
 
 RECONCILE_SECONDS = 3.0
 
@@ -38,7 +39,7 @@ def _on_ready(sender: Any, **_: Any) -> None:
     celery.send_task("worker.tasks.reconcile", queue="housekeeping")
     wake("train")
     if "training" in celery.amqp.queues.consume_from:
-        trainers.keep_warm()
+        trainers.keep_warm(own_slots())
         pyarrow.array([])  # which imports the rest of it, for which the first job would wait
 
 

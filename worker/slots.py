@@ -66,6 +66,13 @@ class Slots:
         with self._lock:
             return [self.own[index].uuid for index in self._doing[job.id]["gpus"]]
 
+    def working_gpus(self) -> list[str]:
+        """The ids of the worker's GPUs, smallest first as jobs get them, without those that are left alone."""
+        with self._lock:
+            wrong = self._absent | self._failed
+            own = sorted(self.own.values(), key=lambda gpu: gpu.memory_gb)
+            return [gpu.uuid for gpu in own if gpu.index not in wrong]
+
     def fail_gpus(self, job: Job, why: str) -> None:
         """No job gets the GPUs that this one had any more, until the worker is started again."""
         with self._lock:

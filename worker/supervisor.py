@@ -174,7 +174,7 @@ def _attempt(job: Job, slots: Slots, workspace: Path, beat: Beat) -> None:
         with reading() as session:
             model = attempts.published(session, job)
         if model is None:
-            failure = _train(job, slots.gpus_of(job), workspace, beat)
+            failure = _train(job, slots, workspace, beat)
             model = publish(job, workspace / "out") if failure is None else None
         else:
             with writing() as session:
@@ -198,10 +198,11 @@ def _attempt(job: Job, slots: Slots, workspace: Path, beat: Beat) -> None:
             end(session, row, failure["code"], failure["message"], failure.get("hint"))
 
 
-def _train(job: Job, gpus: list[str], workspace: Path, beat: Beat) -> dict[str, Any] | None:
+def _train(job: Job, slots: Slots, workspace: Path, beat: Beat) -> dict[str, Any] | None:
     """Runs the trainer to its end. Returns why it failed, or None. Raises `Stop` and `LeaseLost` with the trainer gone."""
     shutil.rmtree(workspace, ignore_errors=True)
     (workspace / "out").mkdir(parents=True)
+    gpus = slots.gpus_of(job)
     try:
         with attempts.renewing(job):
             spec = _trainer_spec(job, gpus)
@@ -212,7 +213,7 @@ def _train(job: Job, gpus: list[str], workspace: Path, beat: Beat) -> dict[str, 
             "hint": None,
         }
     (workspace / "spec.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")
-    trainer = trainers.start(workspace / "spec.json", workspace / "out", beat.log)
+    trainer = trainers.start(workspace / "spec.json", workspace / "out", beat.log, gpus)
     memory, board = MemoryWatch(trainer.pid), Board(job)
     said: queue.Queue[dict[str, Any]] = queue.Queue()
     steps = threading.Event()  # its first step is written down at once: somebody waits for it
@@ -233,7 +234,7 @@ def _train(job: Job, gpus: list[str], workspace: Path, beat: Beat) -> dict[str, 
             beat(events)
             if loading and any(event["type"] == "step" for event in events):
                 loading = False
-                trainers.keep_warm()
+                trainers.keep_warm(slots)
             _keep_checkpoints(job, events, beat)
     except Stop as stopped:
         stop(trainer, get_settings().stop_grace_seconds)
@@ -249,7 +250,7 @@ def _train(job: Job, gpus: list[str], workspace: Path, beat: Beat) -> dict[str, 
         board.close()
         beat.write_last_lines()
         if loading and not beat.shutting_down.is_set():
-            trainers.keep_warm()
+            trainers.keep_warm(slots)
     if code == FINISHED:
         return None
     if failed is None and (ran_out := memory.ran_out()):

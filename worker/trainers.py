@@ -12,13 +12,14 @@ import os
 import sys
 import sysconfig
 import threading
+from collections import Counter
 from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import NamedTuple
 
 from app.kit.processes import spawn, stop
 from app.settings import REPOSITORY, get_settings
-from worker.slots import own_slots
+from worker.slots import Slots
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ KEPT_PREFIXES = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NVIDIA_", "NCCL_"
 class _Spare(NamedTuple):
     process: Popen[bytes]
     code: int  # of `_code()` when it was started
+    gpu: str  # the only GPU that it sees, by its id; "" if it sees none
 
 
 _spares: list[_Spare] = []
@@ -44,12 +46,15 @@ def environment() -> dict[str, str]:
     return kept | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", "PYTHONUNBUFFERED": "1"}
 
 
-def start(spec: Path, out: Path, log_path: Path) -> Popen[bytes]:
-    """A trainer on this spec, by a spare where there is one. Its events come on `stdout`, its errors go to `log_path`."""
+def start(spec: Path, out: Path, log_path: Path, gpus: list[str]) -> Popen[bytes]:
+    """Start a trainer on this spec and these GPUs. A spare that waits for just these does it, if there is one.
+
+    Its events come on `stdout`, its errors go to `log_path`.
+    """
     with log_path.open("wb"):
         pass
     line = {"spec": str(spec), "out": str(out), "log": str(log_path)}
-    while (spare := _take()) is not None:
+    while (spare := _take(gpus)) is not None:
         try:
             assert spare.stdin is not None
             with spare.stdin as stdin:
@@ -65,22 +70,31 @@ def start(spec: Path, out: Path, log_path: Path) -> Popen[bytes]:
         )  # fmt: skip
 
 
-def keep_warm() -> None:
-    """Starts spares until there is one a training slot. To be called when no job is loading, with which they would
-    compete for the cores."""
+def keep_warm(slots: Slots) -> None:
+    """Start spares until each training slot has one: one on each GPU, and slots beyond the GPUs on the CPU.
+
+    To be called when no job is loading, with which they would compete for the cores.
+    """
+    # A process sees the GPUs that CUDA_VISIBLE_DEVICES named when it began, so each spare is made for one of them.
+    wanted = [*slots.working_gpus(), *[""] * slots.count][: slots.count]
     with _lock:
         try:
             _drop_unusable()
-            while len(_spares) < own_slots().count:
-                _spares.append(_Spare(_spawn_spare(), _code()))
+            missing = Counter(wanted) - Counter(spare.gpu for spare in _spares)
+            _spares.extend(_Spare(_spawn_spare(gpu), _code(), gpu) for gpu in missing.elements())
         except OSError as error:  # no memory, no disk: a job starts cold, or says so
             log.warning("no trainer can be kept warm: %s", error)
 
 
-def _take() -> Popen[bytes] | None:
+def _take(gpus: list[str]) -> Popen[bytes] | None:
+    """A spare that sees just these GPUs. A job on several has none: each of its processes sees another one."""
     with _lock:
         _drop_unusable()
-        return _spares.pop(0).process if _spares else None
+        spare = next((spare for spare in _spares if [spare.gpu] == (gpus or [""])), None)
+        if spare is None:
+            return None
+        _spares.remove(spare)
+        return spare.process
 
 
 def _drop_unusable() -> None:
@@ -95,11 +109,12 @@ def _drop_unusable() -> None:
                 pipe.close()
 
 
-def _spawn_spare() -> Popen[bytes]:
+def _spawn_spare(gpu: str) -> Popen[bytes]:
     # The home says in the list of processes whose spare it is.
+    command = [sys.executable, "-m", "worker.trainer", "--wait", str(get_settings().home.resolve())]
     return spawn(
-        [sys.executable, "-m", "worker.trainer", "--wait", str(get_settings().home.resolve())], env=environment(),
-        cwd=REPOSITORY, stdin=PIPE, stdout=PIPE, grace_seconds=get_settings().stop_grace_seconds,
+        command, env=environment() | {"CUDA_VISIBLE_DEVICES": gpu}, cwd=REPOSITORY,
+        stdin=PIPE, stdout=PIPE, grace_seconds=get_settings().stop_grace_seconds,
     )  # fmt: skip
 
 

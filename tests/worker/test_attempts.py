@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from app.jobs.estimate import MICRO_BATCH_TOKENS
@@ -19,6 +21,7 @@ from app.kit.processes import spawn
 from tests.datasets.helpers import jsonl
 from tests.jobs.conftest import dataset
 from tests.jobs.test_lifecycle import job
+from tests.worker.test_trainers import end_spares
 from worker import memory, trainers
 from worker.slots import Slots, own_slots
 from worker.supervisor import train_next
@@ -47,7 +50,7 @@ def test_what_was_mixed_in_kept_and_compared_is_told(
         "deploy": {"mode": "none"},
     }
     made = client.post("/jobs", json=body).raise_for_status().json()
-    monkeypatch.setattr(trainers, "keep_warm", lambda: None)
+    monkeypatch.setattr(trainers, "keep_warm", lambda slots: None)
     assert train_next(own_slots(), threading.Event())
 
     told = client.get(f"/jobs/{made['id']}").json()
@@ -74,7 +77,7 @@ def test_an_attempt_that_the_kernel_ended_for_memory_is_followed_by_one_that_nee
     body = {"base_model": "demo-base", "dataset": job["dataset"], "hyperparameters": {"max_steps": 2}}
     body |= {"check": {"scorecard": False}, "deploy": {"mode": "none"}}
     made = client.post("/jobs", json=body).raise_for_status().json()
-    monkeypatch.setattr(trainers, "keep_warm", lambda: None)
+    monkeypatch.setattr(trainers, "keep_warm", lambda slots: None)
     counter = tmp_path / "memory.events"
     counter.write_text("oom_kill 0\n")
     monkeypatch.setattr(memory, "_COUNTERS", (counter,))
@@ -96,9 +99,50 @@ def test_an_attempt_that_the_kernel_ended_for_memory_is_followed_by_one_that_nee
     assert manifest["made_with"]["micro_batch_tokens"] == half
 
 
-def test_a_job_of_two_gpus_is_trained_by_two_processes(
-    client: httpx.Client, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def two_gpus() -> Iterator[Slots]:
+    """Slots of a worker with two GPUs, and a trainer that waits on each. There are none here, so both compute on the CPU; the
+    ids are the machine's, on which other tests may run."""
+    slots = Slots([Gpu(number, f"GPU-{number}-{os.getpid()}", "Test", 24.0 + 56 * number) for number in range(2)], 2)
+    trainers.keep_warm(slots)
+    yield slots
+    end_spares()
+
+
+def spares() -> dict[str, int]:
+    """The process of the trainer that waits on each GPU."""
+    return {spare.gpu: spare.process.pid for spare in trainers._spares}
+
+
+def test_a_waiting_trainer_sees_its_slot_s_gpu_and_takes_jobs_of_that_gpu_alone(
+    client: httpx.Client, job: dict[str, Any], two_gpus: Slots
 ) -> None:
+    client.post(f"/jobs/{job['id']}/cancel").raise_for_status()
+    small, large = [gpu.uuid for gpu in two_gpus.own.values()]
+    waiting = spares()
+    for gpu, pid in waiting.items():
+        assert psutil.Process(pid).environ()["CUDA_VISIBLE_DEVICES"] == gpu
+    body = {
+        "base_model": "demo-base",
+        "dataset": job["dataset"],
+        "hyperparameters": {"max_steps": 1},
+        "resources": {"gpus": 1, "memory_gb": 40},
+        "check": {"scorecard": False},
+        "deploy": {"mode": "none"},
+    }
+    made = client.post("/jobs", json=body).raise_for_status().json()
+    assert train_next(two_gpus, threading.Event())
+    told = client.get(f"/jobs/{made['id']}").json()
+    assert told["status"] == "succeeded", told["error"]
+    after = spares()
+    assert after[small] == waiting[small]
+    assert after[large] != waiting[large]
+
+
+def test_a_job_of_two_gpus_is_trained_by_two_processes_and_by_no_waiting_trainer(
+    client: httpx.Client, job: dict[str, Any], two_gpus: Slots
+) -> None:
+    waiting = spares()
     client.post(f"/jobs/{job['id']}/cancel").raise_for_status()
     body = {
         "base_model": "demo-base",
@@ -109,10 +153,8 @@ def test_a_job_of_two_gpus_is_trained_by_two_processes(
         "deploy": {"mode": "none"},
     }
     made = client.post("/jobs", json=body).raise_for_status().json()
-    monkeypatch.setattr(trainers, "keep_warm", lambda: None)
-    # There are none here, so both compute on the CPU; the numbers are the machine's, on which other tests may run.
-    cards = [Gpu(number, f"GPU-{number}-{os.getpid()}", "Test", 24.0) for number in range(2)]
-    assert train_next(Slots(cards, 2), threading.Event())
+    assert train_next(two_gpus, threading.Event())
+    assert spares() == waiting
 
     told = client.get(f"/jobs/{made['id']}").json()
     assert told["status"] == "succeeded", told["error"]

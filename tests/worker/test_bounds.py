@@ -137,7 +137,7 @@ def test_an_attempt_whose_worker_meets_a_full_disk_is_lost_for_that(
     client: httpx.Client, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainers, "start", lambda *_: Path("/dev/full").write_bytes(b"no room"))
-    monkeypatch.setattr(trainers, "keep_warm", lambda: None)
+    monkeypatch.setattr(trainers, "keep_warm", lambda slots: None)
     assert train_next(own_slots(), threading.Event())
     with reading() as session:
         shown, attempt = client.get(f"/jobs/{job['id']}").json(), session.get_one(Job, job["id"]).attempts[0]

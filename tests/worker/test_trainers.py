@@ -18,23 +18,40 @@ from app.kit.processes import stop
 from tests.conftest import REPOSITORY, eventually, settings_of
 from tests.trainer.conftest import base, make_spec, rows, tokenizer
 from worker import trainers
+from worker.slots import Slots
 
 __all__ = ["base", "make_spec", "rows", "tokenizer"]
+
+ONE_SLOT = Slots([], 1)
+# What a GPU machine's torch is while a spare imports, but that initializing CUDA fails.
+WITHOUT_CUDA = """
+import torch
+def fail(*_, **__):
+    raise AssertionError("CUDA was initialized")
+torch.version.cuda, torch.cuda.is_available, torch.cuda.device_count = "13.0", lambda: True, lambda: 1
+torch.cuda._lazy_init = torch._C._cuda_init = fail
+from worker.trainer.waiting import import_all
+import_all()
+"""
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path) -> Iterator[Path]:
     with settings_of({"BURNISH_HOME": str(tmp_path)}):
         yield tmp_path
-        while (spare := trainers._take()) is not None:
-            stop(spare, 0)
+        end_spares()
+
+
+def end_spares() -> None:
+    while trainers._spares:
+        stop(trainers._spares.pop().process, 0)
 
 
 def run(spec: TrainerSpec, folder: Path) -> tuple[list[float], bytes]:
     """The losses and the weights of a run by `trainers.start`."""
     folder.mkdir()
     (folder / "spec.json").write_text(spec.model_dump_json())
-    process = trainers.start(folder / "spec.json", folder / "out", folder / "log")
+    process = trainers.start(folder / "spec.json", folder / "out", folder / "log", [])
     output, _ = process.communicate()
     assert process.returncode == 0, (folder / "log").read_text()
     events = [json.loads(line) for line in output.splitlines()]
@@ -51,7 +68,7 @@ def waiting() -> psutil.Process:
 def test_a_warm_trainer_s_run_is_a_cold_one_s(make_spec: Callable[..., TrainerSpec], tmp_path: Path) -> None:
     spec = make_spec(method={"dropout": 0.1})
     cold = run(spec, tmp_path / "cold")
-    trainers.keep_warm()
+    trainers.keep_warm(ONE_SLOT)
     waiting()
     warm = run(spec, tmp_path / "warm")
     assert trainers._spares == []
@@ -62,25 +79,25 @@ def test_a_warm_trainer_s_run_is_a_cold_one_s(make_spec: Callable[..., TrainerSp
 def test_a_spare_that_was_killed_is_replaced_and_until_then_a_job_starts_cold(
     make_spec: Callable[..., TrainerSpec], tmp_path: Path
 ) -> None:
-    trainers.keep_warm()
+    trainers.keep_warm(ONE_SLOT)
     process = trainers._spares[0].process
     waiting().kill()
     process.wait(10)
     assert run(make_spec(), tmp_path / "cold")[0]
-    trainers.keep_warm()
+    trainers.keep_warm(ONE_SLOT)
     assert trainers._spares[0].process.pid != process.pid
 
 
 def test_a_spare_of_other_code_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainers.keep_warm()
+    trainers.keep_warm(ONE_SLOT)
     process = trainers._spares[0].process
     monkeypatch.setattr(trainers, "_code", lambda: 0)
-    assert trainers._take() is None
+    assert trainers._take([]) is None
     assert process.poll() is not None
 
 
 def test_asked_to_end_while_it_waits_it_ends_quietly(capfd: pytest.CaptureFixture[str]) -> None:
-    trainers.keep_warm()
+    trainers.keep_warm(ONE_SLOT)
     process = trainers._spares[0].process
     waiting()
     process.send_signal(signal.SIGTERM)
@@ -89,7 +106,10 @@ def test_asked_to_end_while_it_waits_it_ends_quietly(capfd: pytest.CaptureFixtur
 
 
 def test_it_ends_with_its_worker(tmp_path: Path) -> None:
-    program = "from worker import trainers; import sys; trainers.keep_warm(); print('up', flush=True); sys.stdin.read()"
+    program = (
+        "import sys; from worker import slots, trainers; trainers.keep_warm(slots.Slots([], 1)); "
+        "print('up', flush=True); sys.stdin.read()"
+    )
     worker = subprocess.Popen(
         [sys.executable, "-c", program], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -105,8 +125,15 @@ def test_it_ends_with_its_worker(tmp_path: Path) -> None:
 
 def test_it_knows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BURNISH_SECRET_KEY", "s3cr3t")
-    trainers.keep_warm()
+    trainers.keep_warm(ONE_SLOT)
     spare = waiting()
     eventually(lambda: "--wait" in spare.cmdline(), 10)
     assert "PATH" in spare.environ()
     assert "s3cr3t" not in str(spare.environ())
+
+
+def test_a_spare_initializes_no_cuda_while_it_waits() -> None:
+    environment = trainers.environment() | {"CUDA_VISIBLE_DEVICES": "GPU-a"}
+    command = [sys.executable, "-c", WITHOUT_CUDA]
+    ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr

@@ -39,7 +39,12 @@ def receive() -> SimpleQueue[list[str] | None]:
 
 
 def import_all() -> None:
-    """What a run imports, also what it would import only on its way."""
-    import transformers.models.qwen2.modeling_qwen2  # noqa: F401  # an example: what its kind needs is the most of it
+    """Import what a run needs, and what it would import only on its way, without initializing CUDA.
 
-    import worker.trainer.run  # noqa: F401
+    With a GPU that leaves out PEFT and what imports it, about a third of the time: it imports bitsandbytes, which asks
+    CUDA for the GPU's capability. A waiting trainer would take memory of a GPU that another process may be using.
+    """
+    import transformers.models.qwen2.modeling_qwen2  # noqa: F401  # an example: most of it is what every model needs
+
+    if not os.environ.get("CUDA_VISIBLE_DEVICES"):
+        import worker.trainer.run  # noqa: F401
