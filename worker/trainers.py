@@ -43,7 +43,11 @@ def environment() -> dict[str, str]:
     kept = {
         name: value for name, value in os.environ.items() if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES)
     }
-    return kept | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", "PYTHONUNBUFFERED": "1"}
+    fixed = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", "PYTHONUNBUFFERED": "1"}
+    if not any(name.endswith("_ALLOC_CONF") for name in kept):
+        # Micro-batches differ in size, and fixed segments fragment a GPU's memory until a batch that would fit does not.
+        fixed["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    return kept | fixed
 
 
 def start(spec: Path, out: Path, log_path: Path, gpus: list[str]) -> Popen[bytes]:

@@ -137,3 +137,11 @@ def test_a_spare_initializes_no_cuda_while_it_waits() -> None:
     command = [sys.executable, "-c", WITHOUT_CUDA]
     ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_gpu_memory_grows_by_expandable_segments_unless_the_operator_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert trainers.environment()["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:128")
+    assert "PYTORCH_ALLOC_CONF" not in trainers.environment()
