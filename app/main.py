@@ -27,6 +27,7 @@ import app.usage.endpoints
 import app.webhooks.endpoints
 import app.workers.endpoints
 from app.chat.gateway import upstream_client
+from app.chat.waiting import Engines
 from app.kit import handlers
 from app.kit.database import DEFAULT_PROJECT
 from app.kit.errors import errors
@@ -40,7 +41,7 @@ from app.settings import get_settings
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     await anyio.to_thread.run_sync(register_demo_base, DEFAULT_PROJECT)
     async with upstream_client() as client:
-        app.state.upstream = client
+        app.state.upstream, app.state.engines = client, Engines()
         yield
 
 

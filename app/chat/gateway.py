@@ -5,30 +5,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import anyio
-import anyio.to_thread
 import httpx
 import orjson
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
-from sqlalchemy.exc import DBAPIError
 
 from app.chat.metering import Meter
-from app.kit.database import reading, writing
-from app.kit.errors import BadRequest, InvalidValue, NotFound, ServiceError, Unavailable
-from app.models import serving
+from app.chat.threads import in_thread
+from app.chat.waiting import Engines, no_engine
+from app.kit.database import reading
+from app.kit.errors import BadRequest, InvalidValue, ServiceError, Unavailable
 from app.models.chat_templates import RESERVED
 from app.models.service import find, not_found
 from app.models.tables import Model
 from app.projects import limits
 from app.projects.acting import actor
 from app.settings import get_settings
-
-POLL_SECONDS = 0.2
 
 
 class HungUp(ServiceError):
@@ -75,7 +71,7 @@ async def forward(
     name = body.get("model")
     if not isinstance(name, str) or not name:
         raise InvalidValue("The field 'model' must name a model.", param="model", hint="GET /v1/models lists them.")
-    model = await anyio.to_thread.run_sync(_servable, project_id, name, chats)
+    model = await in_thread(_servable, project_id, name, chats)
     if model.kind == "reward":
         raise InvalidValue(
             f"'{name}' is a reward model: it scores answers and writes none.",
@@ -96,7 +92,7 @@ async def forward(
 
 async def score(request: Request, project_id: str, name: str, conversations: list[Any]) -> Response:
     """Has a reward model score conversations. Raises as `forward` does."""
-    model = await anyio.to_thread.run_sync(_servable, project_id, name, True)
+    model = await in_thread(_servable, project_id, name, True)
     if model.kind != "reward":
         raise InvalidValue(
             f"'{name}' is no reward model: it writes answers and scores none.",
@@ -139,12 +135,13 @@ async def _answer(
 ) -> Response:
     """The answer of the model's engine, counted; `wanted` are the client's `stream_options`."""
     meter = Meter(actor(), model.name)
-    left = await anyio.to_thread.run_sync(limits.spend, "tokens", meter.caller.rates, 0)
+    left = await in_thread(limits.spend, "tokens", meter.caller.rates, 0)
     request.state.headers |= limits.headers("tokens", left)
     limits.require("tokens", left, 1)
     upstream = UpstreamRequest(request.app.state.upstream, path, orjson.dumps(fields))
-    async with _in_use(model):
-        answer = await _unless_hung_up(request, _ask(upstream, model))
+    engines: Engines = request.app.state.engines
+    async with engines.in_use(model):
+        answer = await _unless_hung_up(request, _ask(engines, upstream, model))
     if answer.is_closed:
         content = answer.content
         if (whole := _read(content)) is not None:
@@ -152,28 +149,28 @@ async def _answer(
             await meter.write()
             content = orjson.dumps(_renamed(whole, model))
         return Response(content, answer.status_code, media_type=answer.headers.get("content-type"))
-    lines = _renamed_lines(answer, model, meter, wanted)
+    lines = _renamed_lines(engines, answer, model, meter, wanted)
     return StreamingResponse(lines, answer.status_code, media_type="text/event-stream")
 
 
-async def _ask(upstream: UpstreamRequest, model: Model) -> httpx.Response:
+async def _ask(engines: Engines, upstream: UpstreamRequest, model: Model) -> httpx.Response:
     """The engine's answer: complete and closed, or open where it is a stream of events."""
     deadline = time.monotonic() + get_settings().engine_wait_seconds
+    place = await engines.place(model, deadline)
     while True:
-        url = await _await_engine(model, deadline)
         try:
-            answer = await upstream.send(url)
+            answer = await upstream.send(str(place.url))
         except httpx.TransportError as error:  # it died before it answered: the controller brings it back
             if time.monotonic() > deadline:
-                raise _no_engine(model, str(error)) from error
-            await asyncio.sleep(POLL_SECONDS)
+                raise no_engine(model, str(error)) from error
+            place = await engines.place(model, deadline, again=True)
             continue
         if "text/event-stream" in answer.headers.get("content-type", ""):
             return answer
         try:
             await answer.aread()
         except httpx.TransportError as error:
-            raise _no_engine(model, "it stopped in the middle of its answer") from error
+            raise no_engine(model, "it stopped in the middle of its answer") from error
         finally:
             await answer.aclose()
         return answer
@@ -216,61 +213,6 @@ def _servable(project_id: str, name: str, renders: bool) -> Model:
     return model
 
 
-async def _await_engine(model: Model, deadline: float) -> str:
-    """Says that the model is wanted and waits until it answers. Returns the engine's address."""
-    place = await anyio.to_thread.run_sync(_want, model)
-    while place.url is None:
-        if place.error:
-            raise _no_engine(model, place.error["message"])
-        if time.monotonic() > deadline:
-            raise _no_engine(model, f"its engine is not up after {get_settings().engine_wait_seconds:.0f} s")
-        await asyncio.sleep(POLL_SECONDS)
-        place = await anyio.to_thread.run_sync(_place, model)
-    return place.url
-
-
-def _want(model: Model) -> serving.Place:
-    with reading() as session:
-        if serving.is_wanted(session, model):
-            return serving.locate(session, model)
-    with writing() as session:
-        serving.want(session, model)
-        session.flush()
-        return serving.locate(session, model)
-
-
-def _place(model: Model) -> serving.Place:
-    with reading() as session:
-        if session.get(Model, model.id) is None:  # deleted while it was waited for
-            raise not_found(model.name, "model")
-        return serving.locate(session, model)
-
-
-def _no_engine(model: Model, why: str) -> Unavailable:
-    return Unavailable(
-        f"The model '{model.name}' cannot answer: {why}.",
-        param="model",
-        hint="Try again shortly; the engine's log is in BURNISH_HOME/logs, and 'burnish doctor' checks the machine.",
-    )
-
-
-@asynccontextmanager
-async def _in_use(model: Model) -> AsyncIterator[None]:
-    """Says again and again that the model is wanted: an engine that is long about an answer is not the one to stop."""
-
-    async def say() -> None:
-        while True:
-            await asyncio.sleep(serving.USE_RESOLUTION.total_seconds())
-            with suppress(DBAPIError, NotFound):  # the answer goes on; what cannot be said now is said next time
-                await anyio.to_thread.run_sync(_want, model)
-
-    saying = asyncio.ensure_future(say())
-    try:
-        yield
-    finally:
-        saying.cancel()
-
-
 async def _unless_hung_up(request: Request, work: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:
     """The result of `work`, which is cancelled when the client hangs up first."""
 
@@ -303,11 +245,11 @@ def _renamed(answer: dict[str, Any], model: Model) -> dict[str, Any]:
 
 
 async def _renamed_lines(
-    answer: httpx.Response, model: Model, meter: Meter, wanted: dict[str, Any]
+    engines: Engines, answer: httpx.Response, model: Model, meter: Meter, wanted: dict[str, Any]
 ) -> AsyncIterator[bytes]:
     """The answer's events, with the usage that the client wanted (its `stream_options`) and no more."""
     try:
-        async with _in_use(model):
+        async with engines.in_use(model):
             # Lines end with \n alone: text may hold other characters that Python and httpx take for line ends.
             rest = b""
             async for part in answer.aiter_bytes():

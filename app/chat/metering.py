@@ -6,9 +6,9 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
-from anyio import to_thread
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.chat.threads import in_thread
 from app.kit.database import writing
 from app.projects import limits
 from app.projects.acting import Actor
@@ -35,7 +35,7 @@ class Meter:
     async def write(self) -> None:
         """Counts and writes down what was read."""
         if self.used.requests:
-            await to_thread.run_sync(self._write)
+            await in_thread(self._write)
 
     def _write(self) -> None:
         limits.spend("tokens", self.caller.rates, self.used.input_tokens + self.used.output_tokens)
