@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
+from app.kit.home import is_open
 from app.settings import REPOSITORY, Settings
 
 GIB = 2**30
@@ -58,6 +59,9 @@ def machine(settings: Settings) -> Finding:
 
 def home(settings: Settings) -> Finding:
     folder = settings.home.resolve()
+    if folder.is_dir() and is_open(folder):
+        mend = f"chmod 700 {folder}, or set BURNISH_HOME to a directory of the service's own."
+        return Finding("warn", f"{folder} is open to other users of this machine", mend)
     return _room_in(folder, "Set BURNISH_HOME to a directory of yours on a disk with room.")
 
 

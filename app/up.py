@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from app.kit import gpus
 from app.kit.guards import is_loopback
+from app.kit.home import make_home
 from app.kit.processes import spawn, stop
 from app.settings import REPOSITORY, get_settings
 
@@ -37,7 +38,7 @@ def migrate() -> None:
     from alembic import command
     from alembic.config import Config
 
-    get_settings().home.mkdir(parents=True, exist_ok=True)
+    make_home()
     command.upgrade(Config(REPOSITORY / "alembic.ini"), "head")
 
 
@@ -47,6 +48,7 @@ def api() -> None:
 
     settings = get_settings()
     require_key(settings.host)
+    make_home()
     uvicorn.run(
         "app.main:create_app",
         factory=True,
@@ -71,7 +73,7 @@ def require_key(host: str) -> None:
 def worker(queue: str) -> NoReturn:
     """Becomes the Celery worker of one queue, `training` (a thread per slot) or `housekeeping`."""
     settings = get_settings()
-    settings.home.mkdir(parents=True, exist_ok=True)
+    make_home()
     try:
         threads = gpus.slots(gpus.own_gpus(settings.gpus)) if queue == "training" else HOUSEKEEPING_THREADS
     except (ValueError, gpus.GpusUnreadable) as error:
@@ -85,13 +87,14 @@ def worker(queue: str) -> NoReturn:
 
 def beat() -> NoReturn:
     """Becomes the clock of housekeeping, which asks for a round of the reconcilers every few seconds."""
-    schedule = str(get_settings().home.resolve() / "beat-schedule")
+    schedule = str(make_home() / "beat-schedule")
     arguments = ["-A", "worker.celery_app", "beat", "--schedule", schedule, "--pidfile=", "--loglevel", "WARNING"]
     _become(["-m", "celery", *arguments])
 
 
 def engine() -> NoReturn:
     """Becomes the engine controller."""
+    make_home()
     _become(["-m", "worker.engine"])
 
 

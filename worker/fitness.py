@@ -8,13 +8,13 @@ import tempfile
 from collections.abc import Callable
 
 from app.kit import storage
+from app.kit.home import make_home
 from app.settings import get_settings
 from worker.slots import Slots
 
 
 def _disk(slots: Slots) -> str | None:
-    home, least = get_settings().home.resolve(), get_settings().min_free_bytes
-    home.mkdir(parents=True, exist_ok=True)
+    home, least = make_home(), get_settings().min_free_bytes
     free = shutil.disk_usage(home).free
     if free < least:
         return f"the disk of BURNISH_HOME has {free / 2**30:.2f} GiB free, less than {least / 2**30:.2f} (BURNISH_MIN_FREE_BYTES)"

@@ -13,6 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.types import TypeDecorator
 
+from app.kit.home import make_home
 from app.settings import get_settings
 
 DEFAULT_PROJECT = "proj_default"
@@ -61,7 +62,7 @@ def engine() -> Engine:
         return create_engine(
             url, pool_pre_ping=True, pool_size=10, max_overflow=20, pool_timeout=10, connect_args=unprepared
         )
-    get_settings().home.mkdir(parents=True, exist_ok=True)
+    make_home()
     made = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
 
     @event.listens_for(made, "connect")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
+from app.kit.home import make_home
 from app.settings import get_settings
 
 
@@ -34,7 +35,7 @@ def unseal(sealed: str) -> bytes:
 @lru_cache
 def _keys() -> MultiFernet:
     """The keys of the settings, or the one that is kept in the home: the first seals, all of them open."""
-    given = get_settings().secret_key or _kept(get_settings().home.resolve() / "secret.key")
+    given = get_settings().secret_key or _kept(make_home() / "secret.key")
     texts = [text.strip() for text in given.split(",")]
     # A Fernet key is 32 bytes; whatever long random text someone sets becomes one.
     return MultiFernet(
@@ -45,7 +46,6 @@ def _keys() -> MultiFernet:
 def _kept(path: Path) -> str:
     """The key of this home, made when it is first needed; of two processes that make it at once one wins."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         made = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
         with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
             stream.write(secrets.token_urlsafe(32))
