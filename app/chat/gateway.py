@@ -14,6 +14,8 @@ import orjson
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
+from app.chat.cache_salt import cache_salt
+from app.chat.media import refuse_urls
 from app.chat.metering import Meter
 from app.chat.threads import in_thread
 from app.chat.waiting import Engines, no_engine
@@ -81,7 +83,9 @@ async def forward(
     # A fine-tune ends its turns as its chat template does, which the base model's own configuration may not know.
     ends = [] if body.get("ignore_eos") else model.facts.get("stop_token_ids", [])
     fields = {"stop_token_ids": ends} | body | {"model": model.id}
+    fields["cache_salt"] = cache_salt(project_id, body.get("cache_salt"))
     if chats:
+        refuse_urls(body.get("messages"))
         fields |= _templated(model, body)
     wanted = body.get("stream_options") or {}
     if body.get("stream") and isinstance(wanted, dict):  # if not, the engine refuses it

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
+import json
 import os
 import secrets
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
@@ -21,26 +24,36 @@ class Unreadable(Exception):
 
 def seal(data: bytes) -> str:
     """The data, sealed with the first key of the settings."""
-    return _keys().encrypt(data).decode()
+    return _keys().fernet.encrypt(data).decode()
 
 
 def unseal(sealed: str) -> bytes:
     """The data. Raises `Unreadable` where none of the keys opens it."""
     try:
-        return _keys().decrypt(sealed.encode())
+        return _keys().fernet.decrypt(sealed.encode())
     except InvalidToken as error:
         raise Unreadable("BURNISH_SECRET_KEY is not the one that it was sealed with") from error
 
 
+def derive(purpose: str, *parts: str) -> str:
+    """A text that only this service can compute from `parts`, and always the same one: 64 hexadecimal digits."""
+    return hmac.new(_keys().secret, json.dumps([purpose, *parts]).encode(), hashlib.sha256).hexdigest()
+
+
+class _Keys(NamedTuple):
+    """What seals and unseals, and the first key by itself."""
+
+    fernet: MultiFernet
+    secret: bytes
+
+
 @lru_cache
-def _keys() -> MultiFernet:
+def _keys() -> _Keys:
     """The keys of the settings, or the one that is kept in the home: the first seals, all of them open."""
     given = get_settings().secret_key or _kept(make_home() / "secret.key")
-    texts = [text.strip() for text in given.split(",")]
     # A Fernet key is 32 bytes; whatever long random text someone sets becomes one.
-    return MultiFernet(
-        [Fernet(base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest())) for text in texts if text]
-    )
+    digests = [hashlib.sha256(text.strip().encode()).digest() for text in given.split(",") if text.strip()]
+    return _Keys(MultiFernet([Fernet(base64.urlsafe_b64encode(digest)) for digest in digests]), digests[0])
 
 
 def _kept(path: Path) -> str:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 
+from app.chat.cache_salt import cache_salt
 from app.kit.database import DEFAULT_PROJECT, reading, utc_now, writing
 from app.kit.ids import new_id
 from app.models.service import find
@@ -137,7 +138,9 @@ def test_a_text_is_gone_on_with_also_where_there_is_no_chat_template(
     heard = request.getfixturevalue("heard")
     answer = client.post("/v1/completions", json={"model": bare, "prompt": "Once"})
     assert (answer.status_code, answer.json()["model"]) == (200, bare)
-    assert heard[-1] == ("completions", {"model": bare, "prompt": "Once", "stop_token_ids": [2]})
+    path, sent = heard[-1]
+    assert sent.pop("cache_salt")
+    assert (path, sent) == ("completions", {"model": bare, "prompt": "Once", "stop_token_ids": [2]})
     refused = client.post("/v1/chat/completions", json=ASK | {"model": bare})
     assert (refused.status_code, "/v1/completions" in refused.json()["error"]["hint"]) == (422, True)
     refused = client.post("/v1/completions", json={"model": judge, "prompt": "Once"})
@@ -166,3 +169,66 @@ def test_an_engine_that_cannot_be_reached_is_no_answer(client: httpx.Client) -> 
         engine.status, engine.url, engine.last_used_at = "ready", "http://127.0.0.1:9", utc_now()
     answer = client.post("/v1/chat/completions", json=ASK)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
+
+
+def part(**fields: Any) -> dict[str, Any]:
+    """A request with one part of content beside a text."""
+    return ASK | {"messages": [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, fields]}]}
+
+
+def nested(depth: int) -> Any:
+    """A URL that lies so many lists deep."""
+    inner: Any = {"image_url": "http://169.254.169.254/"}
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (part(type="image_url", image_url={"url": "http://169.254.169.254/latest"}), "image_url.url"),
+        (part(type="image_url", image_url={"url": "HTTPS://example.org/a.png"}), "image_url.url"),
+        (part(type="image_url", image_url="https://example.org/a.png"), "image_url"),
+        (part(image_url="https://example.org/a.png"), "image_url"),
+        (part(type="input_image", image_url="file:///etc/passwd"), "image_url"),
+        (part(type="audio_url", audio_url={"url": " http://127.0.0.1/"}), "audio_url.url"),
+        (part(type="video_url", video_url={"url": "//example.org/a.mp4"}), "video_url.url"),
+        (part(type="tool_result", content=[{"type": "image", "source": {"url": "ftp://a/b"}}]), "content.0.source.url"),
+        (part(type="image_url", uuid="another project's", image_url=None), "uuid"),
+    ],
+)
+def test_media_by_url_are_refused(client: httpx.Client, body: dict[str, Any], param: str) -> None:
+    error = client.post("/v1/chat/completions", json=body)
+    assert (error.status_code, error.json()["error"]["param"]) == (422, f"messages.0.content.1.{param}")
+    assert "data:" in error.json()["error"]["hint"]
+    assert engine_status() is None
+
+
+def test_media_by_url_are_found_however_deep_they_lie(client: httpx.Client) -> None:
+    body = ASK | {"messages": [{"role": "tool", "content": nested(400)}]}
+    assert client.post("/v1/chat/completions", json=body).status_code == 422
+
+
+def test_media_that_the_request_brings_go_to_the_engine(
+    client: httpx.Client, heard: list[tuple[str, dict[str, Any]]]
+) -> None:
+    body = part(type="image_url", image_url={"url": "data:image/png;base64,AAAA"})
+    client.post("/v1/chat/completions", json=body).raise_for_status()
+    assert heard[-1][1]["messages"] == body["messages"]
+
+
+def test_each_project_has_a_prefix_cache_of_its_own(
+    client: httpx.Client, heard: list[tuple[str, dict[str, Any]]]
+) -> None:
+    def sent(**fields: Any) -> str:
+        client.post("/v1/chat/completions", json=ASK | fields).raise_for_status()
+        return str(heard[-1][1]["cache_salt"])
+
+    plain, other = sent(), cache_salt("proj_other", None)
+    assert plain == sent() != other
+    assert sent(cache_salt="mine") not in (plain, "mine", cache_salt("proj_other", "mine"))
+    assert sent(cache_salt=other) != other
+    assert client.post("/v1/completions", json={"model": "demo-base", "prompt": "a"}).status_code == 200
+    assert heard[-1][1]["cache_salt"] == plain
+    assert client.post("/v1/chat/completions", json=ASK | {"cache_salt": 7}).status_code == 422

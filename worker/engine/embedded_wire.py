@@ -22,7 +22,17 @@ COMMON = {
 }
 OF_CHAT = COMMON | {"messages", "max_completion_tokens", "chat_template", "chat_template_kwargs"}
 OF_COMPLETION = COMMON | {"prompt"}
-IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
+# There is no cache that requests share, so there is nothing to salt.
+IGNORED = {
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "parallel_tool_calls",
+    "cache_salt",
+}
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),

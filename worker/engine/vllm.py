@@ -59,6 +59,8 @@ def command(launch: Launch, settings: Settings) -> list[str]:
         "--port": str(launch.port),
         "--max-model-len": str(_context(launch.path, settings)),
         "--load-format": "safetensors",
+        # Nothing is fetched for a request. An empty list would allow every host; this name never has an address (RFC 2606).
+        "--allowed-media-domains": "media.invalid",
     }
     # An adapter may have a template of its own, which comes with its requests; of others the gateway lets none through.
     flags = ["--disable-uvicorn-access-log", "--trust-request-chat-template"]
