@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from app.datasets import checking
 from app.datasets.check_schemas import CheckOut, CheckRequest, PreviewOut, PreviewRequest
 from app.kit.errors import errors
+from app.kit.helpers import run_apart
 from app.kit.paths import Id
 from app.projects.access import ToRead
 
@@ -14,10 +15,10 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
 
 
 @router.post("/{id}/preview", summary="Show a row as the model sees it", responses=errors(404, 409, 422, 503))
-def preview(id: Id, request: PreviewRequest, project: ToRead) -> PreviewOut:
-    return checking.preview(project, id, request)
+async def preview(id: Id, request: PreviewRequest, project: ToRead) -> PreviewOut:
+    return await run_apart(project, checking.preview, project, id, request)
 
 
 @router.post("/{id}/check", summary="Count what training would make of the rows", responses=errors(404, 409, 422, 503))
-def check(id: Id, request: CheckRequest, project: ToRead) -> CheckOut:
-    return checking.check(project, id, request)
+async def check(id: Id, request: CheckRequest, project: ToRead) -> CheckOut:
+    return await run_apart(project, checking.check, project, id, request)

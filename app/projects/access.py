@@ -17,7 +17,7 @@ from sqlalchemy import exists, select, update
 from app.kit.database import DEFAULT_PROJECT, reading, utc_now, writing
 from app.kit.errors import Forbidden, Unauthorized
 from app.projects import idempotency, limits
-from app.projects.acting import Actor, act_as
+from app.projects.acting import AUTHENTICATING, Actor, act_as
 from app.projects.tables import Key, Project
 from app.settings import get_settings
 
@@ -65,7 +65,8 @@ class Allowed:
         header: Annotated[str | None, Security(HEADER)],
     ) -> str:
         address = request.client.host if request.client else ""
-        caller, left = await to_thread.run_sync(_counted, bearer.credentials if bearer else header, address)
+        secret = bearer.credentials if bearer else header
+        caller, left = await to_thread.run_sync(_counted, secret, address, limiter=AUTHENTICATING)
         request.state.headers = limits.headers("requests", left)
         limits.require("requests", left, 0)
         if self.permission not in PERMISSIONS[caller.role]:

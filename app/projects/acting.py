@@ -5,8 +5,13 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from anyio import CapacityLimiter
+
 from app.kit.database import DEFAULT_PROJECT
 from app.projects.limits import Rates
+
+# Whoever asks is looked up in threads that nothing else uses: no other request can hold it up, however slow it is.
+AUTHENTICATING = CapacityLimiter(16)
 
 
 @dataclass(frozen=True)

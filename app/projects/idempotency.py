@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 from app.kit.database import reading, utc_now, writing
 from app.kit.errors import Conflict, InvalidValue
 from app.kit.sealing import Unreadable, seal, unseal
-from app.projects.acting import actor
+from app.projects.acting import AUTHENTICATING, actor
 from app.projects.tables import Answer
 
 KEPT = timedelta(hours=24)
@@ -63,7 +63,7 @@ async def ask_once(key: str, request: str | None) -> None:
         )
     asked = Asked(_digest(key), None if request is None else _digest(request))
     if asked.request is not None:
-        await to_thread.run_sync(_replay, asked)
+        await to_thread.run_sync(_replay, asked, limiter=AUTHENTICATING)
     _asked.set(asked)
 
 

@@ -3,7 +3,8 @@
 One JSON request a line on standard input, one JSON answer a line on standard output, in order; ends when standard input
 does. A request is {"do": "preview" or "check", …} with the arguments of the function of that name, but
 {"base_model": folder, "chat_template": text or null, "own_code": false} for the tokenizer. An answer is {"result": …} or
-{"error": {"code", "message"}}: `template_refused`, `model_unreadable`, or `fault`.
+{"error": {"code", "message"}}: `template_refused`, `model_unreadable`, or `fault`. Before it comes the line
+{"loaded": true}, when the tokenizer is loaded and rendering begins.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -31,24 +32,26 @@ def main() -> int:
     work: dict[str, Callable[..., Any]] = {"preview": preview, "check": check}
     for line in sys.stdin:
         request = json.loads(line)
-        answers.write(json.dumps(_answer(work[request.pop("do")], request)) + "\n")
+        for answer in _answers(work[request.pop("do")], request):
+            answers.write(json.dumps(answer) + "\n")
     return 0
 
 
-def _answer(work: Callable[..., Any], request: Request) -> dict[str, Any]:
+def _answers(work: Callable[..., Any], request: Request) -> Iterator[dict[str, Any]]:
     from worker.trainer.data.render import ChatTemplateError
     from worker.trainer.failures import Failure
 
     try:
         tokenizer = _tokenizer(*(request.pop(name) for name in ("base_model", "chat_template", "own_code")))
-        return {"result": work(tokenizer, **request)}
+        yield {"loaded": True}
+        yield {"result": work(tokenizer, **request)}
     except ChatTemplateError as error:
-        return {"error": {"code": "template_refused", "message": str(error)}}
+        yield {"error": {"code": "template_refused", "message": str(error)}}
     except Failure as error:
-        return {"error": {"code": error.code, "message": error.message}}
+        yield {"error": {"code": error.code, "message": error.message}}
     except Exception as error:
         traceback.print_exc()
-        return {"error": {"code": "fault", "message": f"{type(error).__name__}: {error}"}}
+        yield {"error": {"code": "fault", "message": f"{type(error).__name__}: {error}"}}
 
 
 @lru_cache(maxsize=4)
