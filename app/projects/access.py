@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 import hmac
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Annotated, Literal
 
 import orjson
 from anyio import to_thread
 from fastapi import Depends, Header, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
-from sqlalchemy import exists, select, update
+from sqlalchemy import exists, select
 
-from app.kit.database import DEFAULT_PROJECT, reading, utc_now, writing
+from app.kit.database import DEFAULT_PROJECT, reading, utc_now
 from app.kit.errors import Forbidden, Unauthorized
-from app.projects import idempotency, limits
+from app.projects import idempotency, last_use, limits
 from app.projects.acting import AUTHENTICATING, Actor, act_as
 from app.projects.tables import Key, Project
 from app.settings import get_settings
@@ -30,8 +29,6 @@ PERMISSIONS: dict[str, frozenset[Permission]] = {
     "read": frozenset({"read"}),
     "infer": frozenset({"infer"}),
 }
-# A key's last use is written down this often at most.
-LAST_USE = timedelta(minutes=1)
 
 BEARER = HTTPBearer(auto_error=False, description="A key. Not needed while there is none.")
 HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same, for clients that send no bearer.")
@@ -136,9 +133,7 @@ def _caller(secret: str | None, address: str) -> Actor:
     key, project = found
     if key.expires_at is not None and key.expires_at <= now:
         raise _unauthorized(f"The key '{key.name}' expired at {key.expires_at:%Y-%m-%d %H:%M} UTC.")
-    if key.last_used_at is None or now - key.last_used_at > LAST_USE:
-        with writing() as session:
-            session.execute(update(Key).where(Key.id == key.id).values(last_used_at=now))
+    last_use.note(key, now)
     rates = (_rates(project), limits.Rates(key.id, limits.KeyLimits(**key.limits)))
     return Actor(project.id, key.id, key.name, key.role, address, rates)
 

@@ -176,6 +176,15 @@ def test_a_key_remembers_when_it_was_used(keys: Keys, client_of: As) -> None:
     assert eventually(lambda: admin.get(f"/keys/{made['id']}").json()["last_used_at"], 10)
 
 
+def test_a_use_that_cannot_be_written_down_fails_no_request(keys: Keys, client_of: As) -> None:
+    """Somebody else holds the key's row: on SQLite with the one write lock."""
+    made, secret = projects.create_key("ours", "read", "held", None)
+    with writing() as session:
+        session.get_one(Key, made.id, with_for_update=True)
+        assert client_of(secret).get("/jobs", timeout=10).status_code == 200
+    assert eventually(lambda: client_of(keys.admin).get(f"/keys/{made.id}").json()["last_used_at"], 10)
+
+
 def test_uploads_need_a_key_too(keys: Keys, client_of: As) -> None:
     refusal(client_of("bsk_no").post("/datasets", content=b"{}"), 401, "invalid_key")
     refusal(client_of(keys.ours["read"]).post("/datasets", content=b"{}"), 403, "forbidden_role")
