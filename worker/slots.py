@@ -1,4 +1,4 @@
-"""What this worker has for jobs and what of it is taken: GPUs, memory, and which GPUs failed a job and are left alone."""
+"""What this worker has for jobs and what of it is taken: GPUs, memory, and which GPUs may be faulty and are not used."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Slots:
         self.own = {gpu.index: gpu for gpu in own}
         self.memory_gb = round(psutil.virtual_memory().total / 2**30, 1)
         self.count = count
-        self._failed: dict[int, str] = {}  # failed a job: until this process is started again
+        self._failed: dict[int, str] = {}  # index → why it is not used, until its test passes
         self._absent: dict[int, str] = {}  # not told of by the driver now
         self._doing: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
@@ -73,12 +73,22 @@ class Slots:
             own = sorted(self.own.values(), key=lambda gpu: gpu.memory_gb)
             return [gpu.uuid for gpu in own if gpu.index not in wrong]
 
-    def fail_gpus(self, job: Job, why: str) -> None:
-        """No job gets the GPUs that this one had any more, until the worker is started again."""
+    def suspect_gpus(self, job: Job, why: str) -> list[Gpu]:
+        """Keep the GPUs of a job, which may be faulty, from other jobs, until `trust`. Returns them."""
         with self._lock:
-            for index in self._doing[job.id]["gpus"]:
-                self._failed[index] = why
-                log.error("GPU %d is left alone from now on: %s", index, why)
+            suspects = [self.own[index] for index in self._doing[job.id]["gpus"]]
+            self._failed |= {gpu.index: why for gpu in suspects}
+        return suspects
+
+    def blame(self, gpu: Gpu, why: str) -> None:
+        """Say anew why a GPU is not used."""
+        with self._lock:
+            self._failed[gpu.index] = why
+
+    def trust(self, gpu: Gpu) -> None:
+        """Give the GPU to jobs again."""
+        with self._lock:
+            self._failed.pop(gpu.index, None)
 
     def doing(self) -> list[dict[str, Any]]:
         """What each taken slot does (see `app.workers.tables.Worker`)."""

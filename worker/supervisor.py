@@ -30,7 +30,7 @@ from app.models.bases import foundation, weights_folder
 from app.models.own_code import runs_own_code
 from app.models.tables import Model
 from app.settings import get_settings
-from worker import trainers
+from worker import gpu_check, trainers
 from worker.fitness import unfit
 from worker.log_tail import log_file, next_lines
 from worker.memory import MemoryWatch
@@ -189,7 +189,7 @@ def _attempt(job: Job, slots: Slots, workspace: Path, beat: Beat) -> None:
         failure = {"code": "deploy_failed", "message": str(error), "hint": error.hint}
     if failure is not None:
         if failure["code"] == "gpu_failed":
-            slots.fail_gpus(job, failure["message"])
+            gpu_check.suspect(slots, job, failure["message"])
         with writing() as session:
             row = attempts.hold(session, job)
             if failure["code"] == "checkpoint_unreadable":

@@ -106,6 +106,10 @@ def test_what_a_process_held_is_seen_and_a_kernel_s_kill_is_told(
     assert "0.1" in said
 
 
+class AcceleratorError(RuntimeError):
+    """CUDA's own error is known by this name: a build of torch without CUDA cannot make one."""
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -115,6 +119,10 @@ def test_what_a_process_held_is_seen_and_a_kernel_s_kill_is_told(
         (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "disk_full"),
         (RuntimeError("basic_ios::clear: iostream error"), "disk_full"),
         (RuntimeError("CUDA error: uncorrectable ECC error encountered"), "gpu_failed"),
+        (AcceleratorError("CUDA error: an illegal memory access was encountered"), "gpu_failed"),
+        (AcceleratorError("CUDA error: out of memory"), "out_of_memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "out_of_memory"),
+        (AcceleratorError("CUDA error: device-side assert triggered"), "trainer_error"),
         (ValueError("odd"), "trainer_error"),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from sqlalchemy import delete
 
 from app.jobs import waiting
@@ -18,12 +19,14 @@ from app.kit.database import writing
 from app.kit.gpus import Gpu
 from app.settings import get_settings
 from app.workers.tables import Worker
+from tests.conftest import eventually
 from tests.datasets.helpers import refusal
 from tests.jobs.conftest import dataset
 from tests.jobs.test_lifecycle import job
-from worker import presence, supervisor
+from worker import gpu_check, presence, supervisor
 from worker.presence import Presence
 from worker.slots import Slots
+from worker.trainer import gpu_test
 
 __all__ = ["dataset", "job"]
 
@@ -137,20 +140,45 @@ def test_a_gpu_that_another_process_holds_is_not_given(job: dict[str, Any], driv
     assert slots.claim() is not None
 
 
-def test_a_gpu_that_failed_a_job_or_is_gone_is_left_alone(
-    client: httpx.Client, job: dict[str, Any], driver: Path
+def test_a_gpu_that_may_be_faulty_is_used_again_once_its_test_passes(
+    client: httpx.Client, job: dict[str, Any], driver: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slots = Slots(TWO_GPUS, 2)
     claimed = slots.claim()
     assert claimed is not None
-    slots.fail_gpus(claimed, "an illegal memory access")
+    # There is no GPU here: the test's outcome is that of a file. The process, its variables and the lock are real.
+    works = f'test "$CUDA_VISIBLE_DEVICES" = {A} || exit 2; test -e {driver}/works || {{ echo "it computes wrong" >&2; exit 1; }}'
+    monkeypatch.setattr(gpu_check, "COMMAND", ["/bin/sh", "-c", works])
+    monkeypatch.setattr(gpu_check, "RETEST_SECONDS", 0.1)
+    gpu_check.suspect(slots, claimed, "an illegal memory access")
     slots.give_back(claimed)
     worker = Presence("training", slots)
-    assert [card["error"] for card in told(client, worker)["gpus"]] == ["an illegal memory access", None]
+
+    def errors() -> list[str | None]:
+        return [card["error"] for card in told(client, worker)["gpus"]]
+
+    assert errors()[0] is not None
+    eventually(
+        lambda: errors() == ["an illegal memory access (its test: it computes wrong)", None], 20, "a failed test"
+    )
+    assert slots.working_gpus() == [B]
+    (driver / "works").touch()
+    eventually(lambda: errors() == [None, None], 20, "a test that passes")
+
+
+def test_the_test_of_a_gpu_passes_on_what_computes_right_and_fails_without_a_gpu() -> None:
+    assert gpu_test.main("cpu") == 0
+    if not torch.cuda.is_available():
+        assert "CUDA" in str(gpu_check.find_fault(A))
+
+
+def test_a_gpu_that_is_gone_is_left_alone(client: httpx.Client, driver: Path) -> None:
+    worker = Presence("training", Slots(TWO_GPUS, 2))
     nvidia_smi(driver, TWO_GPUS[:1])
     seen = told(client, worker)
-    assert seen["status"] == "unfit"
-    assert "GPU 1: it is not there any more" in seen["reason"]
+    assert [card["error"] for card in seen["gpus"]] == [None, "it is not there any more"]
+    nvidia_smi(driver, [])
+    assert told(client, worker)["status"] == "unfit"
     nvidia_smi(driver, TWO_GPUS)
     assert told(client, worker)["status"] == "ready"
 

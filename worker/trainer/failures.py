@@ -18,6 +18,12 @@ _NO_ROOM = (
 )
 
 
+# What CUDA's libraries say when a GPU's memory is full, and when a kernel was given a value out of range. The latter is a fault
+# of what was computed; any other CUDA error may be one of the GPU.
+_NO_GPU_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_ASSERTED = "device-side assert"
+
+
 class Failure(Exception):
     """The run cannot go on: a code of `docs/api.md`, what is wrong, and what to do about it."""
 
@@ -57,17 +63,19 @@ def not_finite(what: str, value: float, step: int) -> Failure:
 
 
 def of_the_machine(error: Exception) -> Failure | None:
-    """The machine's failure that an exception of a library is: no memory, no disk (what is read may tell of its progress in a
-    file), a GPU that does not work. None where it is none of these."""
+    """The failure of the machine that a library's exception stands for: no memory, no disk (reading may show its progress in a
+    file), or perhaps a GPU that does not work. None if it is none of these."""
     words, name = _words(error), type(error).__name__
     # CUDA's own error, Python's, and the RuntimeError that PyTorch's CPU allocator raises.
     is_cpu_allocator = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or is_cpu_allocator:
+    is_cuda = name == "AcceleratorError" or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
+    is_gpu_full = is_cuda and any(said in str(error) for said in _NO_GPU_MEMORY)
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or is_cpu_allocator or is_gpu_full:
         return Failure("out_of_memory", f"The machine ran out of memory: {words}", OUT_OF_MEMORY_HINT)
     if any(said in str(error) for said in _NO_ROOM):
         return Failure("disk_full", f"The worker's disk is full: {words}", "Make room in its BURNISH_HOME.")
-    if name == "AcceleratorError" or (isinstance(error, RuntimeError) and "CUDA error" in str(error)):
-        return Failure("gpu_failed", f"The GPU failed: {words}", "`dmesg` and `nvidia-smi -q` tell of its state.")
+    if is_cuda and _ASSERTED not in str(error):
+        return Failure("gpu_failed", f"The GPU failed: {words}", "`dmesg` and `nvidia-smi -q` show its state.")
     return None
 
 
