@@ -26,7 +26,8 @@ from app.settings import get_settings
 @lru_cache
 def _store() -> tuple[Any, str]:
     """The file system of `BURNISH_STORAGE_URL` and the path of its root."""
-    filesystem, root = fsspec.core.url_to_fs(get_settings().blobs_url)
+    # A cached listing hides what other processes store, and makes a delete of it do nothing.
+    filesystem, root = fsspec.core.url_to_fs(get_settings().blobs_url, use_listings_cache=False)
     return filesystem, str(root).rstrip("/")
 
 

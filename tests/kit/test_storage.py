@@ -6,9 +6,11 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from app.kit import storage
+from app.settings import get_settings
 from tests.conftest import object_store, settings_of
 
 
@@ -73,3 +75,21 @@ def test_nothing_is_left_of_what_was_being_received(store: str) -> None:
     with pytest.raises(ConnectionAbortedError):
         next(receiving)
     assert not folder.exists()
+
+
+def store_elsewhere(key: str) -> None:
+    """Stores a folder as another process does, which shares no cache with this one."""
+    url = get_settings().blobs_url
+    other, root = fsspec.core.url_to_fs(url, skip_instance_cache=True)
+    other.makedirs(f"{root}/{key}", exist_ok=True)
+    other.pipe_file(f"{root}/{key}/file", b"theirs")
+
+
+def test_what_another_process_stored_is_seen_and_deleted(store: str) -> None:
+    store_elsewhere("artifacts/theirs/1")
+    assert "artifacts/theirs/1" in storage.folders("artifacts")
+    store_elsewhere("artifacts/theirs/2")
+    assert "artifacts/theirs/2" in storage.folders("artifacts")
+    storage.delete_folder("artifacts/theirs/2")
+    other, root = fsspec.core.url_to_fs(get_settings().blobs_url, skip_instance_cache=True)
+    assert not other.exists(f"{root}/artifacts/theirs/2")
