@@ -187,6 +187,7 @@ def refusal(body: Any, *, temporary: bool = False) -> Failure | None:
         problems=error.get("problems") or (),
         problem_count=error.get("problem_count") or 0,
         report=error.get("report"),
+        others=(error.get("errors") or ())[1:],
         temporary=temporary,
     )
 

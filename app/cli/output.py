@@ -80,7 +80,7 @@ def print_object(object: dict[str, Any]) -> None:
 
 
 def show_failure(failure: Failure) -> None:
-    """Message, field and hint; the rows that were refused as a table."""
+    """Message, field and hint of each refusal; the rows that were refused as a table."""
     console = stderr()
     console.print(clean(failure.message), style="bold red")
     if failure.problems:
@@ -95,9 +95,16 @@ def show_failure(failure: Failure) -> None:
                 print(*row, sep="\t", file=sys.stderr)  # rich would make spaces of the tabs
     if failure.report:
         console.print(f"Report: {report_command(failure.report)}")
-    for label, text in (("Field", failure.param), ("Hint", failure.hint)):
+    _show_advice(failure.param, failure.hint)
+    for other in failure.others:
+        console.print(clean(plain(other.get("message"))), style="bold red")
+        _show_advice(other.get("param"), other.get("hint"))
+
+
+def _show_advice(param: str | None, hint: str | None) -> None:
+    for label, text in (("Field", param), ("Hint", hint)):
         if text:
-            console.print(f"{label}: {clean(text)}")
+            stderr().print(f"{label}: {clean(text)}")
 
 
 def problem_shown(problem: dict[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -13,7 +14,8 @@ class ServiceError(Exception):
     """A refusal that a user can act on.
 
     `message` says what is wrong with which value, `hint` what to do, `param` which field; `status` is the HTTP status.
-    Subclasses fix `status` and a default `code`. `extra` adds fields beside them (a dataset's `problems`).
+    Subclasses fix `status` and a default `code`. `extra` adds fields beside them (a dataset's `problems`). `others` are
+    refusals of the same request, which are reported together with this one (see `Refusals`).
     """
 
     status = 400
@@ -26,12 +28,48 @@ class ServiceError(Exception):
         super().__init__(message)
         self.message, self.hint, self.param, self.extra = message, hint, param, extra
         self.code = code or self.code
+        self.others: Sequence[ServiceError] = ()
 
     def body(self) -> dict[str, Any]:
         """The error body of docs/api.md."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         fields = {"message": self.message, "type": kind, "param": self.param, "code": self.code, "hint": self.hint}
-        return {"error": fields | self.extra}
+        every = {"errors": [each.entry() for each in (self, *self.others)]} if self.others else {}
+        return {"error": fields | every | self.extra}
+
+    def entry(self) -> dict[str, Any]:
+        """This error alone, as one of several."""
+        return {"param": self.param, "code": self.code, "message": self.message, "hint": self.hint}
+
+
+class Refusals:
+    """Collects the independent refusals of one request, so that they are reported at once."""
+
+    def __init__(self) -> None:
+        self.errors: list[ServiceError] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.errors)
+
+    def add(self, error: ServiceError) -> None:
+        """Adds an error, and those that it was raised with."""
+        self.errors += [error, *error.others]
+        error.others = ()
+
+    @contextmanager
+    def catch(self) -> Iterator[None]:
+        """Adds the `ServiceError` that the block raises, if it raises one, and goes on after the block."""
+        try:
+            yield
+        except ServiceError as error:
+            self.add(error)
+
+    def raise_all(self) -> None:
+        """Raises the first error with the others beside it; does nothing if there is none."""
+        if self.errors:
+            first, *others = self.errors
+            first.others = others
+            raise first
 
 
 class BadRequest(ServiceError):
@@ -114,6 +152,15 @@ class Problem(BaseModel):
     hint: str
 
 
+class ErrorEntry(BaseModel):
+    """One of several refusals of the same request."""
+
+    param: str | None
+    code: str
+    message: str
+    hint: str | None
+
+
 class ErrorDetail(BaseModel):
     """What went wrong with which value, and what to do."""
 
@@ -122,6 +169,9 @@ class ErrorDetail(BaseModel):
     param: str | None = None
     code: str
     hint: str | None = None
+    errors: list[ErrorEntry] | None = Field(
+        None, description="All refusals, where there are two or more. The first one equals the fields above."
+    )
     problems: list[Problem] | None = None
     problem_count: int | None = None
     report: str | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,6 +14,7 @@ from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, Operationa
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
+from app.kit.bodies import duplicate
 from app.kit.errors import BadRequest, Conflict, InvalidValue, ServiceError, Unavailable, UnsupportedMediaType
 from app.kit.ids import new_id
 
@@ -55,11 +56,28 @@ def _validation_error(request: Request, error: Exception) -> JSONResponse:
     return _render(from_validation(list(error.errors()), request.headers.get("content-type", "")))
 
 
-def from_validation(problems: list[dict[str, Any]], content_type: str = "application/json") -> ServiceError:
-    """The first of pydantic's complaints as an error of ours, which names the field and the value."""
-    first = problems[0]
-    kind, location = first["type"], [str(part) for part in first["loc"]]
-    param = ".".join(_without_variants(location[1:])) or None
+def from_validation(problems: Sequence[Mapping[str, Any]], content_type: str = "application/json") -> ServiceError:
+    """Pydantic's complaints as errors of ours, which name the field and the value: the first, with the others beside it."""
+    found = _by_field(problems)
+    # A field with a complaint deeper inside it is a union, of which another variant was tried too.
+    fields = [field for field in found if not any(other.startswith(f"{field}.") for other in found)]
+    first, *first.others = [_refusal(found[field], content_type) for field in fields]
+    return first
+
+
+def _by_field(problems: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The complaints by what they are about: of a union, every variant has one."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for problem in problems:
+        found.setdefault(".".join(_without_variants(problem["loc"])), []).append(problem)
+    return found
+
+
+def _refusal(complaints: Sequence[Mapping[str, Any]], content_type: str) -> ServiceError:
+    """The error for one field, or for the body as a whole."""
+    first = complaints[0]
+    kind, location = first["type"], _without_variants(first["loc"])
+    param = ".".join(location[1:]) or None
     if kind == "json_invalid":
         reason = first.get("ctx", {}).get("error", "it cannot be parsed")
         return BadRequest(
@@ -76,23 +94,46 @@ def from_validation(problems: list[dict[str, Any]], content_type: str = "applica
         return InvalidValue(
             f"The field '{param}' is missing.", param=param, code="missing_field", hint="docs/api.md lists the fields."
         )
+    if kind == "unknown_parameter":
+        return _unknown_parameter(str(first["loc"][-1]), first["near"], first["known"])
+    if kind == "duplicate_parameter":
+        return duplicate(str(first["loc"][-1]), "query parameter")
     if kind == "extra_forbidden":
         return InvalidValue(
             f"The field '{param}' is unknown.", param=param, code="unknown_field", hint="docs/api.md lists the fields."
         )
     shown = "(not shown)" if location[-1] in UNSHOWN else repr(first.get("input"))
-    message = first["msg"].removeprefix("Value error, ")
     return InvalidValue(
-        f"The field '{param or 'body'}' has a wrong value, {shown if len(shown) < 80 else shown[:77] + '...'}: {message}.",
+        f"The field '{param or 'body'}' has a wrong value, {shown if len(shown) < 80 else shown[:77] + '...'}: "
+        f"{_expected(complaints)}.",
         param=param,
         hint="docs/api.md has the allowed values.",
     )
 
 
-def _without_variants(location: list[str]) -> list[str]:
+def _unknown_parameter(name: str, near: Sequence[str], known: Sequence[str]) -> InvalidValue:
+    shown = name if len(name) <= 80 else name[:77] + "..."
+    hint = "This route has no query parameters."
+    if near:
+        hint = f"Did you mean '{near[0]}'?"
+    elif known:
+        hint = f"Known are: {', '.join(known)}."
+    return InvalidValue(f"The query parameter '{shown}' is unknown.", param=shown, code="unknown_field", hint=hint)
+
+
+def _expected(complaints: Sequence[Mapping[str, Any]]) -> str:
+    """What pydantic expected in the place of a value: of a union, any of its variants."""
+    messages = list(dict.fromkeys(each["msg"].removeprefix("Value error, ") for each in complaints))
+    common = "Input should be "
+    if all(message.startswith(common) for message in messages):
+        return common + " or ".join(message.removeprefix(common) for message in messages)
+    return str(messages[0])
+
+
+def _without_variants(location: Sequence[int | str]) -> list[str]:
     """A union's location names the variant that was tried (`literal['auto']`); a user did not write that."""
-    variants = ("float", "int", "str", "constrained-float", "constrained-int")
-    return [part for part in location if "[" not in part and part not in variants]
+    variants = ("bool", "float", "int", "str", "constrained-float", "constrained-int", "constrained-str")
+    return [str(part) for part in location if "[" not in str(part) and part not in variants]
 
 
 def _http_exception(request: Request, error: Exception) -> JSONResponse:

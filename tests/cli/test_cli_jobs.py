@@ -98,6 +98,14 @@ def test_options_go_over_a_spec_file(run: Run, dataset: str, tmp_path: Path) -> 
     assert (job["method"]["rank"], job["method"]["alpha"]) == (16, 3)
 
 
+def test_all_refusals_are_printed(run: Run, dataset: str) -> None:
+    refused = run("jobs", "create", "demo-base", dataset, "--batch-size", 0, "--seed", -1)
+    assert refused.exit_code == 1
+    fields = [line for line in refused.stderr.splitlines() if line.startswith("Field: ")]
+    assert fields == ["Field: hyperparameters.batch_size", "Field: hyperparameters.seed"]
+    assert refused.stderr.count("has a wrong value") == refused.stderr.count("Hint: ") == 2
+
+
 def test_a_refusal_names_the_field_and_what_to_do(run: Run, dataset: str) -> None:
     refused = run("jobs", "create", "nobody", dataset)
     assert (refused.exit_code, refused.stdout) == (1, "")
