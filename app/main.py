@@ -32,6 +32,7 @@ from app.kit import handlers
 from app.kit.database import DEFAULT_PROJECT
 from app.kit.errors import errors
 from app.kit.guards import AnswerHeaders, BodyLimit, LoopbackOnly, is_loopback
+from app.kit.routing import NativeRoute
 from app.models.service import register_demo_base
 from app.projects.idempotency import Replayed, answer_again
 from app.settings import get_settings
@@ -77,6 +78,7 @@ def create_app() -> FastAPI:
     ):
         service.include_router(routes.router, responses=errors(400, 401, 403, 413, 415, 422, 429))
     handlers.install(service)
+    service.router.route_class = NativeRoute
     service.add_exception_handler(Replayed, answer_again)
     service.add_middleware(AnswerHeaders)
     service.add_middleware(BodyLimit, unbounded=frozenset({("POST", "/datasets")}))

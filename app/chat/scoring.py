@@ -10,10 +10,11 @@ from pydantic import BaseModel, Field
 from app.chat.gateway import score
 from app.kit.errors import errors
 from app.kit.paths import NameOrId
+from app.kit.routing import NativeRoute
 from app.kit.wire import Strict
 from app.projects.access import ToInfer
 
-router = APIRouter(prefix="/models", tags=["models"])
+router = APIRouter(prefix="/models", tags=["models"], route_class=NativeRoute)
 
 
 class ScoreRequest(Strict):

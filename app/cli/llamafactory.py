@@ -367,10 +367,11 @@ def _without_foreign(flat: Config) -> Config:
 
 
 def _number(value: Any) -> Any:
-    """YAML reads `1e-4` as text."""
+    """YAML reads `1e-4`, and what is in quotes, as text."""
     if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
+        for kind in (int, float):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
     return value

@@ -9,9 +9,10 @@ from app.datasets.check_schemas import CheckOut, CheckRequest, PreviewOut, Previ
 from app.kit.errors import errors
 from app.kit.helpers import run_apart
 from app.kit.paths import Id
+from app.kit.routing import NativeRoute
 from app.projects.access import ToRead
 
-router = APIRouter(prefix="/datasets", tags=["datasets"])
+router = APIRouter(prefix="/datasets", tags=["datasets"], route_class=NativeRoute)
 
 
 @router.post("/{id}/preview", summary="Show a row as the model sees it", responses=errors(404, 409, 422, 503))

@@ -9,11 +9,13 @@ from fastapi import APIRouter, Query, Request, Response
 from app.datasets import service
 from app.datasets.schemas import DatasetOut, dataset_out, upload_openapi
 from app.kit.errors import errors
-from app.kit.pagination import Page, PageQuery
+from app.kit.pagination import Page, Paging, page_of
 from app.kit.paths import Id
+from app.kit.routing import NativeRoute
+from app.kit.wire import WholeNumber
 from app.projects.access import ToRead, ToUpload, ToWrite
 
-router = APIRouter(prefix="/datasets", tags=["datasets"])
+router = APIRouter(prefix="/datasets", tags=["datasets"], route_class=NativeRoute)
 
 
 @router.post(
@@ -30,7 +32,7 @@ async def create_dataset(request: Request, response: Response, project: ToUpload
 
 
 @router.get("", summary="List datasets", responses=errors(422))
-def list_datasets(project: ToRead, page: PageQuery) -> Page[DatasetOut]:
+def list_datasets(project: ToRead, page: Annotated[Paging, page_of("ds")]) -> Page[DatasetOut]:
     datasets, more = service.list_datasets(project, page)
     return Page(data=[dataset_out(dataset) for dataset in datasets], has_more=more)
 
@@ -44,8 +46,8 @@ def get_dataset(id: Id, project: ToRead) -> DatasetOut:
 def list_rows(
     id: Id,
     project: ToRead,
-    limit: Annotated[int, Query(ge=1, le=1000, description="How many at most.")] = 20,
-    after: Annotated[int, Query(ge=-1, le=2**53, description="A row's number: what follows it.")] = -1,
+    limit: Annotated[WholeNumber, Query(ge=1, le=1000, description="How many at most.")] = 20,
+    after: Annotated[WholeNumber, Query(ge=-1, le=2**53, description="A row's number: what follows it.")] = -1,
 ) -> Page[dict[str, Any]]:
     rows, more = service.rows(project, id, after, limit)
     return Page(data=rows, has_more=more)

@@ -11,9 +11,10 @@ from app.datasets import reports
 from app.datasets.report_schemas import ReportOut, report_out
 from app.kit.errors import errors
 from app.kit.paths import Id
+from app.kit.routing import NativeRoute
 from app.projects.access import ToRead
 
-router = APIRouter(prefix="/reports", tags=["datasets"])
+router = APIRouter(prefix="/reports", tags=["datasets"], route_class=NativeRoute)
 
 NDJSON = "application/x-ndjson"
 LINES: dict[int | str, dict[str, Any]] = {200: {"content": {NDJSON: {"schema": {"type": "string"}}}}}

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-import orjson
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from app.datasets.formats import COLUMNS, TAGS
 from app.datasets.reading import Options
 from app.datasets.tables import Dataset
-from app.kit.errors import Problem
+from app.kit.bodies import read_json
+from app.kit.errors import Problem, ServiceError
 from app.kit.wire import Metadata, Strict
 
 FormatName = Literal["alpaca", "sharegpt", "openai", "trl", "text"]
@@ -29,9 +30,11 @@ def _from_json(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return orjson.loads(value)
-    except orjson.JSONDecodeError as error:
+        return read_json(value)
+    except json.JSONDecodeError as error:
         raise ValueError(f"it must be a JSON object: {error}") from None
+    except ServiceError as error:
+        raise ValueError(error.message.rstrip(".")) from None
 
 
 def _only(known: frozenset[str]) -> AfterValidator:

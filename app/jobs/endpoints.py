@@ -25,11 +25,13 @@ from app.jobs.schemas import (
 from app.jobs.tables import Event, Job, Log, Status
 from app.jobs.waiting import standing
 from app.kit.errors import errors
-from app.kit.pagination import Page, PageQuery
+from app.kit.pagination import Page, Paging, page_of
 from app.kit.paths import Id
+from app.kit.routing import NativeRoute
+from app.kit.wire import Flag, WholeNumber
 from app.projects.access import ToCreate, ToRead, ToWrite
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=NativeRoute)
 
 StatusFilter = Annotated[Status | None, Query(description="Only jobs of this status.")]
 
@@ -49,7 +51,7 @@ def _out(*jobs: Job) -> list[JobOut]:
 def create_job(
     request: JobCreate,
     project: ToCreate,
-    dry_run: Annotated[bool, Query(description="Estimates memory, tokens, steps and time; starts nothing.")] = False,
+    dry_run: Annotated[Flag, Query(description="Estimates memory, tokens, steps and time; starts nothing.")] = False,
 ) -> Response | JobOut:
     if dry_run:
         return JSONResponse(planning.plan(project, request).model_dump(mode="json"))
@@ -57,7 +59,7 @@ def create_job(
 
 
 @router.get("", summary="List jobs", responses=errors(422))
-def list_jobs(project: ToRead, page: PageQuery, status: StatusFilter = None) -> Page[JobOut]:
+def list_jobs(project: ToRead, page: Annotated[Paging, page_of("job")], status: StatusFilter = None) -> Page[JobOut]:
     jobs, more = service.list_jobs(project, page, status)
     return Page(data=_out(*jobs), has_more=more)
 
@@ -102,8 +104,8 @@ def list_checkpoints(id: Id, project: ToRead) -> Page[CheckpointOut]:
 def list_metrics(
     id: Id,
     project: ToRead,
-    limit: Annotated[int, Query(ge=1, le=10_000, description="How many at most.")] = 1000,
-    after: Annotated[int, Query(ge=0, le=2**31 - 1, description="A step: what follows it.")] = 0,
+    limit: Annotated[WholeNumber, Query(ge=1, le=10_000, description="How many at most.")] = 1000,
+    after: Annotated[WholeNumber, Query(ge=0, le=2**31 - 1, description="A step: what follows it.")] = 0,
 ) -> Page[MetricOut]:
     rows, more = service.metrics(project, id, after, limit)
     return Page(data=[MetricOut(**row) for row in rows], has_more=more)
@@ -119,9 +121,9 @@ async def list_events(
     id: Id,
     project: ToRead,
     request: Request,
-    limit: Annotated[int, Query(ge=1, le=1000, description="How many at most.")] = 100,
-    after: Annotated[int, Query(ge=0, le=2**31 - 1, description="An event's number: what follows it.")] = 0,
-    last_event_id: Annotated[int | None, Header(ge=0, le=2**31 - 1, description="Resumes a stream.")] = None,
+    limit: Annotated[WholeNumber, Query(ge=1, le=1000, description="How many at most.")] = 100,
+    after: Annotated[WholeNumber, Query(ge=0, le=2**31 - 1, description="An event's number: what follows it.")] = 0,
+    last_event_id: Annotated[WholeNumber | None, Header(ge=0, le=2**31 - 1, description="Resumes a stream.")] = None,
 ) -> Response | Page[EventOut]:
     start = after if last_event_id is None else last_event_id
     found, more, ended = await anyio.to_thread.run_sync(service.events, project, id, start, limit)
@@ -148,10 +150,10 @@ async def list_logs(
     id: Id,
     project: ToRead,
     request: Request,
-    limit: Annotated[int, Query(ge=1, le=100, description="How many at most.")] = 20,
-    after: Annotated[int, Query(ge=0, le=2**31 - 1, description="A piece's number: what follows it.")] = 0,
-    attempt: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Only of this attempt.")] = None,
-    last_event_id: Annotated[int | None, Header(ge=0, le=2**31 - 1, description="Resumes a stream.")] = None,
+    limit: Annotated[WholeNumber, Query(ge=1, le=100, description="How many at most.")] = 20,
+    after: Annotated[WholeNumber, Query(ge=0, le=2**31 - 1, description="A piece's number: what follows it.")] = 0,
+    attempt: Annotated[WholeNumber | None, Query(ge=1, le=2**31 - 1, description="Only of this attempt.")] = None,
+    last_event_id: Annotated[WholeNumber | None, Header(ge=0, le=2**31 - 1, description="Resumes a stream.")] = None,
 ) -> Response | Page[LogOut]:
     start = after if last_event_id is None else last_event_id
 

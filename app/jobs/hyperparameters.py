@@ -65,7 +65,7 @@ class Hyperparameters(Strict):
 class Texts(Hyperparameters):
     """Of stages whose rows are texts that are learned one by one."""
 
-    packing: Literal["auto", True, False] = Field(
+    packing: bool | Literal["auto"] = Field(
         "auto",
         description="Whether several texts are laid one after the other into a row, in place of padding. auto: where "
         "attention is `varlen` (a GPU's FlashAttention), on models that it was shown to work on.",

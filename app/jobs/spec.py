@@ -14,8 +14,9 @@ from app.models.chat_templates import OwnArguments, OwnTemplate
 
 def _of_stage(value: object, _: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Hyperparameters:
     """`hyperparameters` by the `stage`, which is validated before it."""
-    own = HYPERPARAMETERS[info.data.get("stage", "sft")]
-    return own.model_validate(value)
+    if "stage" not in info.data:  # it was refused: nobody can say what goes with it
+        return Hyperparameters()
+    return HYPERPARAMETERS[info.data["stage"]].model_validate(value)
 
 
 AnyMethod = Annotated[Method, WrapValidator(by_type(METHODS, "lora"))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 import time
@@ -19,3 +20,8 @@ def new_id(prefix: str) -> str:
         _last = value = max(value, _last + 1)
     digits = [_ALPHABET[value >> shift & 31] for shift in range(125, -1, -5)]
     return f"{prefix}_{''.join(digits)}"
+
+
+def is_id(text: str, prefix: str) -> bool:
+    """Whether the text could be an id of this kind, also of an object that is gone."""
+    return re.fullmatch(rf"{prefix}_[0-7][{_ALPHABET}]{{25}}", text) is not None

@@ -1,14 +1,18 @@
 """Lists: `{"object": "list", "data": […], "has_more": …}`, newest first, paged by `limit` and `after`."""
 
-from __future__ import annotations
+# No postponed annotations: `page_of` makes a type that depends on its argument.
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Depends, Query
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 from sqlalchemy import ColumnElement, Select, select, union_all
 from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from app.kit.database import DEFAULT_PROJECT
+from app.kit.ids import is_id
+from app.kit.wire import WholeNumber
 
 Item = TypeVar("Item")
 
@@ -28,14 +32,27 @@ class Paging(BaseModel):
     after: str | None
 
 
-def _paging(
-    limit: Annotated[int, Query(ge=1, le=1000, description="How many at most.")] = 20,
-    after: Annotated[str | None, Query(max_length=64, description="An id: what follows it in the list.")] = None,
-) -> Paging:
-    return Paging(limit=limit, after=after)
+def page_of(kind: str) -> Any:
+    """The dependency that reads which page of a list of such objects is asked for; `kind` is the prefix of their ids."""
 
+    named = {DEFAULT_PROJECT} if kind == "proj" else set[str]()  # an id that was not drawn
 
-PageQuery = Annotated[Paging, Depends(_paging)]
+    def check(after: str | None) -> str | None:
+        if after is not None and after not in named and not is_id(after, kind):
+            raise ValueError(f"Input should be the id of an object of this list ({kind}_…)")
+        return after
+
+    def paging(
+        limit: Annotated[WholeNumber, Query(ge=1, le=1000, description="How many at most.")] = 20,
+        after: Annotated[
+            str | None,
+            Query(max_length=64, description="An id: what follows it in the list. The object may be gone."),
+            AfterValidator(check),
+        ] = None,
+    ) -> Paging:
+        return Paging(limit=limit, after=after)
+
+    return Depends(paging)
 
 
 def newest_first(

@@ -14,6 +14,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
+from app.kit.bodies import duplicate
 from app.kit.errors import BadRequest, InvalidValue, TooLarge
 
 MAX_FIELD_BYTES = 64 * 2**10
@@ -248,7 +249,7 @@ def _check_field(name: str, fields: dict[str, str], known: Collection[str]) -> N
             hint=f"Known are: {', '.join(known)}.",
         )
     if name in fields:
-        raise InvalidValue(f"The field '{name}' is given more than once.", param=name)
+        raise duplicate(name, "field")
 
 
 def _label(filename: str) -> str | None:

@@ -7,8 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from app.kit.errors import errors
-from app.kit.pagination import Page, PageQuery
+from app.kit.pagination import Page, Paging, page_of
 from app.kit.paths import NameOrId
+from app.kit.routing import NativeRoute
 from app.models import service
 from app.models.schemas import Kind, ModelCreate, ModelOut, Status, model_out
 from app.projects.access import ToCreate, ToRead, ToWrite
@@ -16,7 +17,7 @@ from app.projects.access import ToCreate, ToRead, ToWrite
 KindFilter = Annotated[Kind | None, Query(description="Only models of this kind.")]
 StatusFilter = Annotated[Status | None, Query(description="Only models of this status.")]
 
-router = APIRouter(prefix="/models", tags=["models"])
+router = APIRouter(prefix="/models", tags=["models"], route_class=NativeRoute)
 
 
 @router.post(
@@ -33,7 +34,7 @@ def create_model(request: ModelCreate, project: ToCreate, response: Response) ->
 
 @router.get("", summary="List models", responses=errors(422))
 def list_models(
-    project: ToRead, page: PageQuery, kind: KindFilter = None, status: StatusFilter = None
+    project: ToRead, page: Annotated[Paging, page_of("model")], kind: KindFilter = None, status: StatusFilter = None
 ) -> Page[ModelOut]:
     models, more = service.list_models(project, page, kind, status)
     return Page(data=[model_out(model) for model in models], has_more=more)

@@ -11,12 +11,13 @@ from pydantic import BaseModel, Field
 from app.kit.errors import errors
 from app.kit.pagination import Page
 from app.kit.paths import NameOrId
+from app.kit.routing import NativeRoute
 from app.models import grants
 from app.models.tables import Grant
 from app.projects.access import ToAdminister
 from app.projects.tables import Project
 
-router = APIRouter(prefix="/models/{name}/grants", tags=["models"])
+router = APIRouter(prefix="/models/{name}/grants", tags=["models"], route_class=NativeRoute)
 
 
 class GrantOut(BaseModel):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from app.kit.routing import NativeRoute
 from app.monitoring import service
 from app.projects.access import ToAdminister
 
-router = APIRouter(tags=["service"])
+router = APIRouter(tags=["service"], route_class=NativeRoute)
 
 
 @router.get(

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass
 from typing import Annotated, Literal
+from urllib.parse import urlencode
 
 import orjson
 from anyio import to_thread
@@ -13,8 +14,9 @@ from fastapi import Depends, Header, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import exists, select
 
+from app.kit.bodies import read_json
 from app.kit.database import DEFAULT_PROJECT, reading, utc_now
-from app.kit.errors import Forbidden, Unauthorized
+from app.kit.errors import Forbidden, ServiceError, Unauthorized
 from app.projects import idempotency, last_use, limits
 from app.projects.acting import AUTHENTICATING, Actor, act_as
 from app.projects.tables import Key, Project
@@ -96,17 +98,21 @@ class Creates(Allowed):
     ) -> str:
         project = await super().__call__(request, bearer, header)
         if idempotency_key is not None:
-            asked = None if self.streams else f"{request.url.path} {_canonical(await request.body())}"
+            asked = None if self.streams else f"{request.url.path}{_query(request)} {_canonical(await request.body())}"
             # What is asked once is set in this task, so only the look at the database goes to a thread.
             await idempotency.ask_once(idempotency_key, asked)
         return project
 
 
+def _query(request: Request) -> str:
+    return f"?{urlencode(sorted(request.query_params.multi_items()))}" if request.query_params else ""
+
+
 def _canonical(body: bytes) -> str:
-    """The same text for the same JSON, however it is written."""
+    """The same text for the same JSON, however it is written; the bytes themselves for what the route refuses."""
     try:
-        return orjson.dumps(orjson.loads(body), option=orjson.OPT_SORT_KEYS).decode()
-    except orjson.JSONDecodeError:  # is refused by the route
+        return orjson.dumps(read_json(body), option=orjson.OPT_SORT_KEYS).decode()
+    except (ValueError, TypeError, RecursionError, ServiceError):
         return body.decode(errors="replace")
 
 

@@ -7,12 +7,13 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from app.kit.errors import errors
-from app.kit.pagination import Page, PageQuery
+from app.kit.pagination import Page, Paging, page_of
+from app.kit.routing import NativeRoute
 from app.projects import audit
 from app.projects.access import ToAdminister
 from app.projects.audit_schemas import EntryOut, entry_out
 
-router = APIRouter(tags=["audit"])
+router = APIRouter(tags=["audit"], route_class=NativeRoute)
 
 
 def _filter(what: str) -> object:
@@ -22,7 +23,7 @@ def _filter(what: str) -> object:
 @router.get("/audit", summary="List what was changed, by whom", responses=errors(422))
 def list_entries(
     caller: ToAdminister,
-    page: PageQuery,
+    page: Annotated[Paging, page_of("audit")],
     project: Annotated[str | None, _filter("project (its id)")] = None,
     key: Annotated[str | None, _filter("key (its id)")] = None,
     action: Annotated[str | None, _filter("action")] = None,

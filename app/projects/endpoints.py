@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from fastapi import APIRouter
 
 from app.kit.errors import errors
-from app.kit.pagination import Page, PageQuery
+from app.kit.pagination import Page, Paging, page_of
 from app.kit.paths import Id, NameOrId
+from app.kit.routing import NativeRoute
 from app.projects import removal, service
 from app.projects.access import ToAdminister, ToCreateForAll
 from app.projects.schemas import (
@@ -22,7 +25,7 @@ from app.projects.schemas import (
     project_out,
 )
 
-router = APIRouter(tags=["projects and keys"])
+router = APIRouter(tags=["projects and keys"], route_class=NativeRoute)
 
 
 @router.post("/projects", status_code=201, summary="Make a project", responses=errors(409, 422))
@@ -31,7 +34,7 @@ def create_project(request: ProjectCreate, project: ToCreateForAll) -> ProjectOu
 
 
 @router.get("/projects", summary="List projects", responses=errors(422))
-def list_projects(project: ToAdminister, page: PageQuery) -> Page[ProjectOut]:
+def list_projects(project: ToAdminister, page: Annotated[Paging, page_of("proj")]) -> Page[ProjectOut]:
     projects, more = service.list_projects(page)
     return Page(data=[project_out(each) for each in projects], has_more=more)
 
@@ -60,7 +63,7 @@ def create_key(request: KeyCreate, project: ToCreateForAll) -> KeyCreated:
 
 
 @router.get("/keys", summary="List keys", responses=errors(422))
-def list_keys(project: ToAdminister, page: PageQuery) -> Page[KeyOut]:
+def list_keys(project: ToAdminister, page: Annotated[Paging, page_of("key")]) -> Page[KeyOut]:
     keys, more = service.list_keys(page)
     return Page(data=[key_out(key) for key in keys], has_more=more)
 

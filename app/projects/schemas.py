@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, Field, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints
 
-from app.kit.wire import Name, Strict
+from app.kit.wire import Moment, Name, Strict
 from app.projects.access import Role
 from app.projects.limits import KeyLimits, ProjectLimits
 from app.projects.tables import Key, Project
@@ -46,7 +46,7 @@ class KeyCreate(Strict):
     )
     role: Role = Field(description="What it may do.", examples=["write"])
     name: Label = Field("key", description="A label; need not be unique.", examples=["ci"])
-    expires_at: AwareDatetime | None = Field(None, description="RFC 3339. Default: never.")
+    expires_at: Moment | None = Field(None, description="RFC 3339. Default: never.")
     limits: KeyLimits = Field(default_factory=KeyLimits, description="How much it may ask for.")
 
 

@@ -8,9 +8,10 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from app.kit.errors import errors
+from app.kit.routing import NativeRoute
 from app.readiness import service
 
-router = APIRouter(tags=["service"])
+router = APIRouter(tags=["service"], route_class=NativeRoute)
 
 
 class Readiness(BaseModel):

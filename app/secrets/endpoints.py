@@ -7,7 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 
 from app.kit.errors import errors
-from app.kit.pagination import Page, PageQuery
+from app.kit.pagination import Page, Paging, page_of
+from app.kit.routing import NativeRoute
 from app.kit.wire import Name
 from app.projects.access import ToRead, ToWrite
 from app.secrets import service
@@ -15,7 +16,7 @@ from app.secrets.schemas import SecretOut, SecretPut, secret_out
 
 SecretName = Annotated[str, Path(description="The secret's name.")]
 
-router = APIRouter(prefix="/secrets", tags=["secrets"])
+router = APIRouter(prefix="/secrets", tags=["secrets"], route_class=NativeRoute)
 
 
 @router.put("/{name}", summary="Keep a secret", responses=errors(422))
@@ -26,7 +27,7 @@ def put_secret(
 
 
 @router.get("", summary="List secrets, without themselves", responses=errors(422))
-def list_secrets(project: ToRead, page: PageQuery) -> Page[SecretOut]:
+def list_secrets(project: ToRead, page: Annotated[Paging, page_of("secret")]) -> Page[SecretOut]:
     secrets, more = service.list_secrets(project, page)
     return Page(data=[secret_out(secret) for secret in secrets], has_more=more)
 

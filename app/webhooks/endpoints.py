@@ -7,8 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from app.kit.errors import errors
-from app.kit.pagination import Page, PageQuery
+from app.kit.pagination import Page, Paging, page_of
 from app.kit.paths import Id
+from app.kit.routing import NativeRoute
 from app.projects.access import ToCreate, ToRead, ToWrite
 from app.webhooks import service
 from app.webhooks.schemas import (
@@ -23,7 +24,7 @@ from app.webhooks.schemas import (
     webhook_out,
 )
 
-router = APIRouter(prefix="/webhooks", tags=["webhooks"])
+router = APIRouter(prefix="/webhooks", tags=["webhooks"], route_class=NativeRoute)
 
 StatusFilter = Annotated[DeliveryStatus | None, Query(description="Only deliveries of this status.")]
 
@@ -34,7 +35,7 @@ def create_webhook(request: WebhookCreate, project: ToCreate) -> WebhookCreated:
 
 
 @router.get("", summary="List webhooks", responses=errors(422))
-def list_webhooks(project: ToRead, page: PageQuery) -> Page[WebhookOut]:
+def list_webhooks(project: ToRead, page: Annotated[Paging, page_of("hook")]) -> Page[WebhookOut]:
     webhooks, more = service.list_webhooks(project, page)
     return Page(data=[webhook_out(webhook) for webhook in webhooks], has_more=more)
 
@@ -65,7 +66,12 @@ def test_webhook(id: Id, project: ToCreate) -> DeliveryOut:
 
 
 @router.get("/{id}/deliveries", summary="What was sent to a webhook, and what waits", responses=errors(404, 422))
-def list_deliveries(id: Id, project: ToRead, page: PageQuery, status: StatusFilter = None) -> Page[DeliveryOut]:
+def list_deliveries(
+    id: Id,
+    project: ToRead,
+    page: Annotated[Paging, page_of("dlv")],
+    status: StatusFilter = None,
+) -> Page[DeliveryOut]:
     deliveries, more = service.list_deliveries(project, id, page, status)
     return Page(data=[delivery_out(delivery) for delivery in deliveries], has_more=more)
 

@@ -131,6 +131,16 @@ def test_every_part_has_its_place(
     assert hyperparameters.items() <= body["hyperparameters"].items()
 
 
+def test_a_number_in_quotes_is_a_number_of_the_type_that_is_wanted() -> None:
+    body = body_of(given(lora_rank="8", learning_rate="1e-4", seed="7"))
+    job = JobCreate.model_validate({"base_model": "a", "dataset": "b"} | body)
+    assert (job.method.model_dump()["rank"], job.hyperparameters.seed, job.hyperparameters.learning_rate) == (
+        8,
+        7,
+        1e-4,
+    )
+
+
 @pytest.mark.parametrize(
     "config",
     [
