@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ _TIMEOUT = httpx.Timeout(120.0, connect=5.0)
 def is_healthy(url: str) -> bool:
     """Whether the engine at `url` answers and says that it can serve."""
     try:
-        return httpx.get(f"{url}/health", timeout=5.0, trust_env=False).status_code == 200
+        return _http().get(f"{url}/health", timeout=5.0).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -64,10 +65,17 @@ def reward(url: str, name: str, token_ids: Sequence[int]) -> float:
     return float(response.json()["data"][0]["score"])
 
 
+@cache
+def _http() -> httpx.Client:
+    """One client for all calls: a new one reads the certificates again, which takes longer than most calls. It keeps no
+    connection, because the engine behind it may be gone."""
+    # No proxy of the environment may stand between this machine and itself.
+    return httpx.Client(trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
+
+
 def _post(url: str, path: str, body: dict[str, Any]) -> httpx.Response:
     try:
-        # No proxy of the environment may stand between this machine and itself.
-        return httpx.post(url + path, json=body, timeout=_TIMEOUT, trust_env=False)
+        return _http().post(url + path, json=body, timeout=_TIMEOUT)
     except httpx.HTTPError as error:
         raise EngineError("engine_unreachable", f"The engine at {url} does not answer {path}: {error!r}") from error
 
