@@ -88,7 +88,7 @@ def _served(model: Model) -> ServedModel:
     "/chat/completions",
     summary="Chat with a model",
     response_model=None,
-    responses={200: {"description": "OpenAI's answer"}, **errors(400, 404, 422, 503)},
+    responses={200: {"description": "OpenAI's answer"}, **errors(400, 404, 422, 502, 503)},
     openapi_extra={"requestBody": CHAT_REQUEST},
 )
 async def chat(request: Request, project: ToInfer) -> Response:
@@ -99,7 +99,7 @@ async def chat(request: Request, project: ToInfer) -> Response:
     "/completions",
     summary="Have a model go on with a text",
     response_model=None,
-    responses={200: {"description": "OpenAI's answer"}, **errors(400, 404, 422, 503)},
+    responses={200: {"description": "OpenAI's answer"}, **errors(400, 404, 422, 502, 503)},
     openapi_extra={"requestBody": COMPLETION_REQUEST},
 )
 async def complete(request: Request, project: ToInfer) -> Response:

@@ -15,6 +15,7 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.chat.cache_salt import cache_salt
+from app.chat.engine_errors import from_engine, from_event, shown_names
 from app.chat.media import refuse_urls
 from app.chat.metering import Meter
 from app.chat.threads import in_thread
@@ -91,7 +92,7 @@ async def forward(
     if body.get("stream") and isinstance(wanted, dict):  # if not, the engine refuses it
         # Tokens are counted also where the client hangs up, so the engine says with every piece how many there are.
         fields["stream_options"] = wanted | {"include_usage": True, "continuous_usage_stats": True}
-    return await _answer(request, model, path, fields, wanted)
+    return await _answer(request, model, path, fields, wanted, shown_names(model, name))
 
 
 async def score(request: Request, project_id: str, name: str, conversations: list[Any]) -> Response:
@@ -104,7 +105,7 @@ async def score(request: Request, project_id: str, name: str, conversations: lis
             hint="Train one with stage 'rm'.",
         )
     fields = {"model": model.id, "conversations": conversations} | _templated(model, {})
-    return await _answer(request, model, "/v1/score", fields, {})
+    return await _answer(request, model, "/v1/score", fields, {}, shown_names(model, name))
 
 
 def _templated(model: Model, body: dict[str, Any]) -> dict[str, Any]:
@@ -135,9 +136,10 @@ def _templated(model: Model, body: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _answer(
-    request: Request, model: Model, path: str, fields: dict[str, Any], wanted: dict[str, Any]
+    request: Request, model: Model, path: str, fields: dict[str, Any], wanted: dict[str, Any], names: dict[str, str]
 ) -> Response:
-    """The answer of the model's engine, counted; `wanted` are the client's `stream_options`."""
+    """The answer of the model's engine, counted; `wanted` are the client's `stream_options`, and `names` stand in place of
+    the engine's. Raises what `from_engine` makes of an engine's error."""
     meter = Meter(actor(), model.name)
     left = await in_thread(limits.spend, "tokens", meter.caller.rates, 0)
     request.state.headers |= limits.headers("tokens", left)
@@ -147,13 +149,13 @@ async def _answer(
     async with engines.in_use(model):
         answer = await _unless_hung_up(request, _ask(engines, upstream, model))
     if answer.is_closed:
-        content = answer.content
-        if (whole := _read(content)) is not None:
-            meter.read(whole)
-            await meter.write()
-            content = orjson.dumps(_renamed(whole, model))
-        return Response(content, answer.status_code, media_type=answer.headers.get("content-type"))
-    lines = _renamed_lines(engines, answer, model, meter, wanted)
+        whole = _read(answer.content)
+        if whole is None or answer.is_error:
+            raise from_engine(answer.status_code, whole, names)
+        meter.read(whole)
+        await meter.write()
+        return Response(orjson.dumps(_renamed(whole, names)), answer.status_code, media_type="application/json")
+    lines = _renamed_lines(engines, answer, model, meter, wanted, names)
     return StreamingResponse(lines, answer.status_code, media_type="text/event-stream")
 
 
@@ -243,13 +245,18 @@ def _read(payload: bytes) -> dict[str, Any] | None:
     return answer if isinstance(answer, dict) else None
 
 
-def _renamed(answer: dict[str, Any], model: Model) -> dict[str, Any]:
+def _renamed(answer: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     """The engine knows models by id; the answer tells the name that was asked for."""
-    return answer | {"model": model.name} if answer.get("model") == model.id else answer
+    return answer | {"model": names[answer["model"]]} if answer.get("model") in names else answer
 
 
 async def _renamed_lines(
-    engines: Engines, answer: httpx.Response, model: Model, meter: Meter, wanted: dict[str, Any]
+    engines: Engines,
+    answer: httpx.Response,
+    model: Model,
+    meter: Meter,
+    wanted: dict[str, Any],
+    names: dict[str, str],
 ) -> AsyncIterator[bytes]:
     """The answer's events, with the usage that the client wanted (its `stream_options`) and no more."""
     try:
@@ -265,13 +272,22 @@ async def _renamed_lines(
                     if event is None:
                         yield line.rstrip(b"\r") + b"\n\n"
                         continue
+                    if "error" in event:
+                        yield _event(from_event(event, names))
+                        continue
                     meter.read(event)
                     if shown := _as_wanted(event, wanted):
-                        yield b"data: " + orjson.dumps(_renamed(shown, model)) + b"\n\n"
+                        yield _event(_renamed(shown, names))
+    except httpx.TransportError:  # the engine died; the status is sent, so an event has to say so
+        yield _event(no_engine(model, "it stopped in the middle of its answer").body())
     finally:
         with anyio.CancelScope(shield=True):
             await answer.aclose()
             await meter.write()
+
+
+def _event(body: dict[str, Any]) -> bytes:
+    return b"data: " + orjson.dumps(body) + b"\n\n"
 
 
 def _as_wanted(event: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any] | None:

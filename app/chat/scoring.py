@@ -56,7 +56,7 @@ class Scores(BaseModel):
     "/{name}/score",
     summary="Score answers with a reward model",
     response_model=None,
-    responses={200: {"model": Scores}, **errors(400, 404, 422, 503)},
+    responses={200: {"model": Scores}, **errors(400, 404, 422, 502, 503)},
 )
 async def score_answers(name: NameOrId, request: Request, body: ScoreRequest, project: ToInfer) -> Response:
     return await score(request, project, name, body.conversations)

@@ -131,6 +131,12 @@ class TooManyRequests(ServiceError):
         self.headers = {"Retry-After": str(seconds)}
 
 
+class BadGateway(ServiceError):
+    """An inference engine failed."""
+
+    status, code = 502, "engine_error"
+
+
 class Unavailable(ServiceError):
     """Something that is needed does not answer now: try again after `Retry-After` seconds."""
 
@@ -198,6 +204,7 @@ EXAMPLES = (
         hint="docs/api.md has the allowed values.",
     ),
     TooManyRequests("The limit of 600 requests a minute is reached.", seconds=12, hint="Try again in 12 s."),
+    BadGateway("Internal server error", hint="Try again; the engine's log in BURNISH_HOME/logs says more."),
     Unavailable("The database cannot be reached.", code="database_unavailable", hint="Try again in a few seconds."),
 )
 
