@@ -22,7 +22,10 @@ router = APIRouter(prefix="/datasets", tags=["datasets"], route_class=NativeRout
     "",
     status_code=201,
     summary="Upload a dataset",
-    responses={200: {"model": DatasetOut, "description": "The dataset that is there."}, **errors(400, 409, 413, 422)},
+    responses={
+        200: {"model": DatasetOut, "description": "The dataset that is there."},
+        **errors(400, 409, 413, 422, 507),
+    },
     openapi_extra=upload_openapi(),
 )
 async def create_dataset(request: Request, response: Response, project: ToUpload) -> DatasetOut:

@@ -15,6 +15,7 @@ import msgspec
 from app.datasets.containers import container_of
 from app.datasets.examining import examine
 from app.datasets.reading import Options
+from app.kit.full_disk import exit_when_full
 
 
 class Request(msgspec.Struct):
@@ -72,4 +73,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_when_full():
+        main()

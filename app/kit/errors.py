@@ -144,6 +144,18 @@ class Unavailable(ServiceError):
     headers = MappingProxyType({"Retry-After": "5"})
 
 
+class DiskFull(ServiceError):
+    """The service's disk is full: nothing was stored."""
+
+    status, code = 507, "disk_full"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The service's disk is full; nothing of this request was stored.",
+            hint="Free space on the disk of BURNISH_HOME, or delete datasets and models. Then try again.",
+        )
+
+
 class Problem(BaseModel):
     """What is wrong with rows of an upload: the first problem of a code, and how many there are of it."""
 
@@ -206,6 +218,7 @@ EXAMPLES = (
     TooManyRequests("The limit of 600 requests a minute is reached.", seconds=12, hint="Try again in 12 s."),
     BadGateway("Internal server error", hint="Try again; the engine's log in BURNISH_HOME/logs says more."),
     Unavailable("The database cannot be reached.", code="database_unavailable", hint="Try again in a few seconds."),
+    DiskFull(),
 )
 
 

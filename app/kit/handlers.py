@@ -10,12 +10,22 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from psycopg.errors import DeadlockDetected
+from psycopg.errors import DiskFull as DatabaseFull
 from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from app.kit.bodies import duplicate
-from app.kit.errors import BadRequest, Conflict, InvalidValue, ServiceError, Unavailable, UnsupportedMediaType
+from app.kit.errors import (
+    BadRequest,
+    Conflict,
+    DiskFull,
+    InvalidValue,
+    ServiceError,
+    Unavailable,
+    UnsupportedMediaType,
+)
+from app.kit.full_disk import is_full
 from app.kit.ids import new_id
 
 log = logging.getLogger(__name__)
@@ -37,6 +47,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_exception)
     for kind in (OperationalError, InterfaceError, PoolTimeout):
         app.add_exception_handler(kind, _database_error)
+    app.add_exception_handler(OSError, _system_error)
     app.add_exception_handler(DataError, _unstorable)
     app.add_exception_handler(IntegrityError, _overtaken)
     app.add_exception_handler(Exception, _unexpected)
@@ -148,11 +159,25 @@ def _http_exception(request: Request, error: Exception) -> JSONResponse:
 
 
 def _database_error(request: Request, error: Exception) -> JSONResponse:
-    if isinstance(getattr(error, "orig", None), DeadlockDetected):
+    cause = getattr(error, "orig", None)
+    if isinstance(cause, DeadlockDetected):
         return _overtaken(request, error)
+    if isinstance(cause, DatabaseFull) or getattr(cause, "sqlite_errorname", None) == "SQLITE_FULL":
+        return _disk_full(error)
     log.error("database: %s", error)
     message = "The database cannot be reached."
     return _render(Unavailable(message, code="database_unavailable", hint="Try again in a few seconds."))
+
+
+def _system_error(request: Request, error: Exception) -> JSONResponse:
+    if is_full(error):
+        return _disk_full(error)
+    return _unexpected(request, error)
+
+
+def _disk_full(error: Exception) -> JSONResponse:
+    log.error("the disk is full: %s", error)
+    return _render(DiskFull())
 
 
 def _unstorable(request: Request, error: Exception) -> JSONResponse:

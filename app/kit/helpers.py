@@ -6,19 +6,21 @@ is replaced by the next.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
-from subprocess import PIPE, Popen
+from subprocess import PIPE, Popen, TimeoutExpired
 from typing import TypeVar, TypeVarTuple
 from weakref import WeakValueDictionary
 
 from anyio import CapacityLimiter, to_thread
 
 from app.kit.errors import Unavailable
+from app.kit.full_disk import EXIT_CODE
 from app.kit.processes import KILL_NOW, spawn, stop
 from app.settings import REPOSITORY
 
@@ -54,17 +56,20 @@ class Helper:
         self.idle = True
 
     def send(self, line: bytes) -> None:
-        """Writes a line. Raises `HelperDied`."""
+        """Writes a line. Raises `HelperDied`, and `OSError` if the process ended because the disk is full."""
         assert self.process.stdin is not None
         self.idle = False
         try:
             self.process.stdin.write(line + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError as error:
-            raise HelperDied from error
+            raise self._end() from error
 
     def answer(self, seconds: float) -> bytes:
-        """Waits for the line that answers. Kills the process after so many seconds. Raises `HelperDied`, `HelperLate`."""
+        """Waits for the line that answers. Kills the process after so many seconds.
+
+        Raises `HelperDied`, `HelperLate`, and `OSError` if the process ended because the disk is full.
+        """
         assert self.process.stdout is not None
         late = threading.Event()
 
@@ -80,9 +85,17 @@ class Helper:
         finally:
             deadline.cancel()
         if not line.endswith(b"\n"):
-            raise HelperLate if late.is_set() else HelperDied
+            raise HelperLate if late.is_set() else self._end()
         self.idle = True
         return line
+
+    def _end(self) -> Exception:
+        """Why the process ended."""
+        try:
+            code = self.process.wait(STOP_SECONDS)
+        except TimeoutExpired:
+            return HelperDied()
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if code == EXIT_CODE else HelperDied()
 
 
 class Helpers:
