@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 import anyio.to_thread
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
 import app.chat.endpoints
@@ -31,7 +32,7 @@ from app.chat.waiting import Engines
 from app.kit import handlers
 from app.kit.database import DEFAULT_PROJECT
 from app.kit.errors import errors
-from app.kit.guards import AnswerHeaders, BodyLimit, LoopbackOnly, is_loopback
+from app.kit.guards import AnswerHeaders, BodyLimit, HeadAsGet, LoopbackOnly, is_loopback
 from app.kit.routing import NativeRoute
 from app.models.service import register_demo_base
 from app.projects.idempotency import Replayed, answer_again
@@ -81,6 +82,7 @@ def create_app() -> FastAPI:
     service.router.route_class = NativeRoute
     service.add_exception_handler(Replayed, answer_again)
     service.add_middleware(AnswerHeaders)
+    service.add_middleware(HeadAsGet)
     service.add_middleware(BodyLimit, unbounded=frozenset({("POST", "/datasets")}))
     if is_loopback(get_settings().host):
         service.add_middleware(LoopbackOnly)
@@ -88,5 +90,13 @@ def create_app() -> FastAPI:
     @service.get("/health", summary="Whether the API answers", tags=["service"])
     async def health() -> dict[str, str]:
         return {"status": "ok", "version": service.version}
+
+    @service.get("/", summary="Where to go from here", tags=["service"], response_model=dict[str, str])
+    async def root(request: Request) -> Response | dict[str, str]:
+        # Relative, so that they hold behind a proxy that adds a prefix.
+        if "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse("docs")
+        links = {name: name for name in ("docs", "openapi.json", "health", "ready")}
+        return {"object": "service", "version": service.version, **links}
 
     return service

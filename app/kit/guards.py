@@ -1,4 +1,4 @@
-"""What stands before every request: the loopback checks and the limit on bodies. Plain ASGI, so that streams pass untouched."""
+"""What stands before every request: the loopback checks, the limit on bodies, HEAD. Plain ASGI, so that streams pass untouched."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ipaddress
 from typing import Any
 from urllib.parse import urlsplit
 
+from anyio import CancelScope
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -71,6 +72,29 @@ class AnswerHeaders:
             await send(message)
 
         await self.app(scope, receive, with_headers)
+
+
+class HeadAsGet:
+    """Answers HEAD as GET is answered, without the body. A stream ends at once."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+        with CancelScope() as asking:
+
+            async def without_body(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    await send(message)
+                elif not asking.cancel_called:
+                    await send({"type": "http.response.body", "body": b""})
+                    if message.get("more_body"):
+                        asking.cancel()  # the rest of a stream is not made
+
+            await self.app({**scope, "method": "GET"}, receive, without_body)
 
 
 class BodyLimit:

@@ -35,5 +35,11 @@ def test_a_stream_brings_every_event_and_ends_with_the_job(client: httpx.Client,
     assert stream(client, job["id"], last=3) == []
 
 
+def test_head_of_a_stream_ends_while_the_job_goes_on(client: httpx.Client, dataset: str) -> None:
+    job = client.post("/jobs", json={"base_model": "demo-base", "dataset": dataset}).json()["id"]
+    answer = client.head(f"/jobs/{job}/events", headers={"Accept": "text/event-stream"}, timeout=10)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+
+
 def test_an_unknown_job_has_no_events(client: httpx.Client) -> None:
     assert client.get("/jobs/job_none/events").json()["error"]["code"] == "job_not_found"

@@ -54,6 +54,28 @@ def test_a_body_over_the_limit_is_refused(client: httpx.Client) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
 
 
+def test_the_root_leads_browsers_to_the_docs_and_others_to_every_page(client: httpx.Client) -> None:
+    page = client.get("/", headers={"Accept": "text/html,*/*;q=0.8"}, follow_redirects=True)
+    assert (page.status_code, page.url.path) == (200, "/docs")
+    links = client.get("/").json()
+    assert (links.pop("object"), bool(links.pop("version"))) == ("service", True)
+    assert {client.get(f"/{link}").status_code for link in links.values()} <= {200, 503}
+
+
+def test_head_answers_as_get_does_without_the_body(client: httpx.Client) -> None:
+    """Every GET route of the document, with an object that is there or is not."""
+    paths = [path for path, item in client.get("/openapi.json").json()["paths"].items() if "get" in item]
+    assert len(paths) > 30
+    for path in [*paths, "/docs", "/openapi.json", "/nothing", "/models/demo-base", "/v1/models/demo-base"]:
+        url = re.sub(r"\{\w+\}", "none", path)
+        got, head = client.get(url), client.head(url)
+        assert (head.status_code, head.content) == (got.status_code, b""), path
+        names = {"content-type", "content-length", "allow", "www-authenticate", "location"}
+        if path != "/metrics":  # counts what it was asked
+            assert {name: head.headers.get(name) for name in names} == {name: got.headers.get(name) for name in names}
+    assert client.head("/jobs/none/cancel").status_code == client.get("/jobs/none/cancel").status_code == 405
+
+
 @pytest.mark.parametrize(
     "headers",
     [

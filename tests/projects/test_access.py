@@ -19,7 +19,7 @@ from tests.conftest import eventually
 from tests.datasets.helpers import refusal
 from tests.projects.conftest import As, Keys, Owned, fine_tune
 
-OPEN = {"/health", "/ready", "/docs", "/docs/oauth2-redirect"}
+OPEN = {"/", "/health", "/ready", "/docs", "/docs/oauth2-redirect"}
 BODIES: dict[str, Any] = {
     "/datasets/{id}/preview": {"base_model": "demo-base"},
     "/datasets/{id}/check": {"base_model": "demo-base"},
