@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from app.datasets import reports
+from app.kit.database import DEFAULT_PROJECT
 from tests.datasets.helpers import CHAT, canonical, expire, jsonl, new_row, plain, refusal
 
 Upload = Callable[..., httpx.Response]
@@ -111,6 +113,15 @@ def test_statistics_say_what_the_rows_are_like(upload: Upload) -> None:
     assert statistics["turns"] == 60
     many = [{"instruction": str(number), "output": str(number)} for number in range(30)]
     assert upload(many).json()["statistics"]["labels"] is None
+
+
+def test_the_repaired_file_is_sent_in_large_pieces(client: httpx.Client, upload: Upload) -> None:
+    rows = [new_row() | {"output": number} for number in range(5000)]
+    report = refusal(upload(jsonl(rows)), 422, "bad_rows")["report"]
+    pieces = list(reports.repair(DEFAULT_PROJECT, report))
+    assert b"".join(pieces) == client.get(f"/reports/{report}/repaired").content
+    assert [json.loads(line)["output"] for line in b"".join(pieces).splitlines()] == [str(n) for n in range(5000)]
+    assert min(map(len, pieces[:-1])) >= 64 * 2**10
 
 
 @pytest.mark.parametrize(
