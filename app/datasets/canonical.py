@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -101,6 +100,7 @@ def read_rows(path: Path, start: int = 0) -> Iterator[dict[str, Any]]:
         first, groups = 0, list(range(file.num_row_groups))
         while groups and first + file.metadata.row_group(groups[0]).num_rows <= start:
             first += file.metadata.row_group(groups.pop(0)).num_rows
-        batches = file.iter_batches(batch_size=1000, row_groups=groups) if groups else iter(())
-        rows = (row for batch in batches for row in batch.to_pylist())
-        yield from islice(rows, start - first, None)
+        for batch in file.iter_batches(batch_size=1000, row_groups=groups) if groups else ():
+            # Only what is asked for becomes Python objects, which takes longer than reading it.
+            yield from batch.slice(min(max(start - first, 0), len(batch))).to_pylist()
+            first += len(batch)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from app.datasets import service
 from app.datasets.schemas import DatasetOut, dataset_out, upload_openapi
 from app.kit.errors import errors
+from app.kit.helpers import run_apart
 from app.kit.pagination import Page, Paging, page_of
 from app.kit.paths import Id
 from app.kit.routing import NativeRoute
@@ -45,14 +46,14 @@ def get_dataset(id: Id, project: ToRead) -> DatasetOut:
     return dataset_out(service.get(project, id))
 
 
-@router.get("/{id}/rows", summary="List canonical rows", responses=errors(404, 422))
-def list_rows(
+@router.get("/{id}/rows", summary="List canonical rows", responses=errors(404, 422, 503, 507))
+async def list_rows(
     id: Id,
     project: ToRead,
     limit: Annotated[WholeNumber, Query(ge=1, le=1000, description="How many at most.")] = 20,
     after: Annotated[WholeNumber, Query(ge=-1, le=2**53, description="A row's number: what follows it.")] = -1,
 ) -> Page[dict[str, Any]]:
-    rows, more = service.rows(project, id, after, limit)
+    rows, more = await run_apart(project, service.rows, project, id, after, limit)
     return Page(data=rows, has_more=more)
 
 

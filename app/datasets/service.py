@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import Request
+from fastapi import Request as HttpRequest
 from fastapi.concurrency import contextmanager_in_threadpool
 from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.datasets import blobs
+from app.datasets import blobs, converting
 from app.datasets.canonical import ROWS_VERSION, read_rows
-from app.datasets.deriving import write_rows
+from app.datasets.converter import Request
 from app.datasets.examination import Examination, examination
 from app.datasets.examining import Findings
 from app.datasets.formats import TAGS, candidates, is_text_column
@@ -33,7 +33,7 @@ from app.kit.handlers import from_validation
 from app.kit.ids import new_id
 from app.kit.pagination import Paging, newest_first
 from app.kit.references import references
-from app.kit.uploads import HashedFile, Upload, receive
+from app.kit.uploads import Upload, receive
 from app.projects import removal, stored
 from app.projects.audit import record
 from app.projects.idempotency import arrived, creating, remember
@@ -45,7 +45,7 @@ DEFAULT_NAME = "dataset"
 CREATING = CapacityLimiter(100)
 
 
-async def upload(project_id: str, request: Request) -> tuple[Dataset, bool]:
+async def upload(project_id: str, request: HttpRequest) -> tuple[Dataset, bool]:
     """Receives a file and makes a dataset of it; the answer is final. The same bytes under the same options are the same
     dataset: returns it, and whether it is new. A file that is refused is kept with its report for a day.
 
@@ -164,28 +164,39 @@ def _identity(sha256: str, findings: Findings, options: Options) -> str:
 
 
 def rows_path(dataset: Dataset) -> Path:
-    """The local file of a dataset's canonical rows, which is made from its file where it is not there yet. Blocks."""
+    """The local file of a dataset's canonical rows, which is made from its file where it is not there yet. Blocks.
+
+    Raises `NotFound`, `Unavailable`, and `OSError` if the disk is full.
+    """
+    if path := _made_rows(dataset.id):
+        return path
+    with converting.alone(dataset.id):
+        return _made_rows(dataset.id) or _make_rows(dataset)
+
+
+def _made_rows(dataset_id: str) -> Path | None:
     with reading() as session:
-        now = session.get(Dataset, dataset.id)
+        now = session.get(Dataset, dataset_id)
     if now is None:
-        raise not_found(dataset.id)
-    if now.rows_sha256 is not None and now.rows_version == ROWS_VERSION:
-        return storage.fetch_blob(now.rows_sha256)
+        raise not_found(dataset_id)
+    is_made = now.rows_sha256 is not None and now.rows_version == ROWS_VERSION
+    return storage.fetch_blob(str(now.rows_sha256)) if is_made else None
+
+
+def _make_rows(dataset: Dataset) -> Path:
+    source, target = storage.fetch_blob(dataset.file.sha256), "rows"
     with storage.incoming() as folder:
-        source, file = storage.fetch_blob(now.file.sha256), HashedFile(folder / "rows")
-        try:
-            write_rows(source, now.file.filename, Options(**now.report.options), file)
-            file.sync()
-        finally:
-            file.close()
+        options = Options(**dataset.report.options)
+        request = Request(str(source), dataset.file.filename, options, str(folder / target))
+        sha256 = converting.convert(dataset.project_id, request)
         with writing() as session:
-            blobs.hold(session, file.sha256)
-            row = find(session, now.project_id, now.id, lock=True)
-            storage.put_blob(folder / "rows", file.sha256)
-            row.rows_sha256, row.rows_version = file.sha256, ROWS_VERSION
-    if now.rows_sha256:
-        blobs.release(now.rows_sha256)  # of the older form
-    return storage.fetch_blob(file.sha256)
+            blobs.hold(session, sha256)
+            row = find(session, dataset.project_id, dataset.id, lock=True)
+            storage.put_blob(folder / target, sha256)
+            older, row.rows_sha256, row.rows_version = row.rows_sha256, sha256, ROWS_VERSION
+    if older and older != sha256:
+        blobs.release(older)  # of the older form
+    return storage.fetch_blob(sha256)
 
 
 def rows(project_id: str, dataset_id: str, after: int, limit: int) -> tuple[list[dict[str, Any]], bool]:
