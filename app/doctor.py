@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 from pydantic import ValidationError
 
 from app.kit.home import is_open
-from app.settings import REPOSITORY, Settings
+from app.settings import Settings
 
 GIB = 2**30
 CHECK_SECONDS = 20.0
@@ -80,12 +80,13 @@ def _room_in(folder: Path, mend: str) -> Finding:
 
 
 def database(settings: Settings) -> Finding:
-    from alembic.config import Config
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
     from sqlalchemy import create_engine, make_url
     from sqlalchemy.exc import SQLAlchemyError
     from sqlalchemy.pool import NullPool
+
+    from app.migrations import alembic_config
 
     url = make_url(settings.sqlalchemy_url)
     name, embedded = url.render_as_string(hide_password=True), url.get_backend_name() == "sqlite"
@@ -98,7 +99,7 @@ def database(settings: Settings) -> Finding:
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
         return Finding("fail", f"{name}: {reason}", "Start the database, or correct BURNISH_DATABASE_URL.")
-    scripts = ScriptDirectory.from_config(Config(REPOSITORY / "alembic.ini"))
+    scripts = ScriptDirectory.from_config(alembic_config())
     known = {script.revision for script in scripts.walk_revisions()}
     if current == set(scripts.get_heads()):
         return Finding("ok", f"{name}, schema {', '.join(sorted(current))}")
@@ -251,9 +252,7 @@ def demo_base(settings: Settings) -> Finding:
     try:
         facts, _ = inspect_model(DEMO_BASE)
     except InvalidValue as error:
-        return Finding(
-            "warn", error.message, "Make it again with `python -m demo.make_base`, or check the files out again."
-        )
+        return Finding("warn", error.message, "Install Burnish again, or check the files out again.")
     return Finding("ok", f"{facts['architecture']}, {facts['parameters'] / 1e6:.1f} M parameters, at {DEMO_BASE}")
 
 

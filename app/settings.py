@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -9,9 +10,6 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-
 
 # The caps that vLLM knows.
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -92,7 +90,10 @@ class Settings(BaseSettings):
     engine: Literal["auto", "vllm", "embedded"] = Field(
         "auto", description="Inference engine. auto: vLLM where it is installed."
     )
-    vllm_python: Path = Field(REPOSITORY / ".venv-vllm/bin/python", description="Python of vLLM's own environment.")
+    vllm_python: Path = Field(
+        Path(sys.prefix).parent / ".venv-vllm/bin/python",
+        description="Python of vLLM's own environment. Default: beside the environment that Burnish is installed in.",
+    )
     vllm_args: str = Field("", description="Further arguments for every vLLM server, as on a command line.")
     max_engines: PositiveInt = Field(2, description="Engines that may run at the same time.")
     max_model_len: PositiveInt = Field(2048, description="Longest context that an engine serves, in tokens.")

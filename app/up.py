@@ -14,16 +14,16 @@ from typing import NoReturn
 from app.kit import gpus
 from app.kit.guards import is_loopback
 from app.kit.home import make_home
-from app.kit.processes import spawn, stop
-from app.settings import REPOSITORY, get_settings
+from app.kit.processes import python, spawn, stop
+from app.settings import get_settings
 
 # What `up` runs, each in a process of its own that is started again when it ends.
 PROCESSES: dict[str, list[str]] = {
-    "api": ["-m", "app.cli", "api"],
-    "training": ["-m", "app.cli", "worker", "--queue", "training"],
-    "housekeeping": ["-m", "app.cli", "worker", "--queue", "housekeeping"],
-    "beat": ["-m", "app.cli", "beat"],
-    "engine": ["-m", "app.cli", "engine"],
+    "api": python("app.cli", "api"),
+    "training": python("app.cli", "worker", "--queue", "training"),
+    "housekeeping": python("app.cli", "worker", "--queue", "housekeeping"),
+    "beat": python("app.cli", "beat"),
+    "engine": python("app.cli", "engine"),
 }
 STOP_SECONDS = 25.0
 # A round, downloads and deliveries go on beside each other.
@@ -36,10 +36,11 @@ LONGEST_PAUSE_SECONDS = 30.0
 def migrate() -> None:
     """Brings the database's schema up to date."""
     from alembic import command
-    from alembic.config import Config
+
+    from app.migrations import alembic_config
 
     make_home()
-    command.upgrade(Config(REPOSITORY / "alembic.ini"), "head")
+    command.upgrade(alembic_config(), "head")
 
 
 def api() -> None:
@@ -80,27 +81,25 @@ def worker(queue: str) -> NoReturn:
         sys.exit(
             f"{error}. `burnish worker --gpus` or BURNISH_GPUS says which GPUs it has; `burnish doctor` says more."
         )
-    arguments = ["-A", "worker.celery_app", "worker", "--queues", queue, "--pool", "threads", "--loglevel", "INFO"]
+    arguments = ["worker", "--queues", queue, "--pool", "threads", "--loglevel", "INFO"]
     arguments += ["--hostname", f"{queue}@%h", "--without-gossip", "--without-mingle", "--without-heartbeat"]
-    _become(["-m", "celery", *arguments, "--concurrency", str(threads)])
+    _become(python("worker", *arguments, "--concurrency", str(threads)))
 
 
 def beat() -> NoReturn:
     """Becomes the clock of housekeeping, which asks for a round of the reconcilers every few seconds."""
     schedule = str(make_home() / "beat-schedule")
-    arguments = ["-A", "worker.celery_app", "beat", "--schedule", schedule, "--pidfile=", "--loglevel", "WARNING"]
-    _become(["-m", "celery", *arguments])
+    _become(python("worker", "beat", "--schedule", schedule, "--pidfile=", "--loglevel", "WARNING"))
 
 
 def engine() -> NoReturn:
     """Becomes the engine controller."""
     make_home()
-    _become(["-m", "worker.engine"])
+    _become(python("worker.engine"))
 
 
-def _become(arguments: list[str]) -> NoReturn:
-    os.chdir(REPOSITORY)
-    os.execv(sys.executable, [sys.executable, *arguments])
+def _become(command: list[str]) -> NoReturn:
+    os.execv(command[0], command)
 
 
 def up() -> None:
@@ -150,6 +149,4 @@ def _keep(name: str, logs: Path, ending: threading.Event) -> None:
 
 def _start(name: str, logs: Path) -> Popen[bytes]:
     with (logs / f"{name}.log").open("ab") as log:
-        return spawn(
-            [sys.executable, *PROCESSES[name]], cwd=REPOSITORY, stdout=log, stderr=log, grace_seconds=STOP_SECONDS
-        )
+        return spawn(PROCESSES[name], stdout=log, stderr=log, grace_seconds=STOP_SECONDS)

@@ -25,10 +25,9 @@ from typing import Any, NamedTuple
 import httpx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from app.settings import REPOSITORY
+from app.models.service import DEMO_BASE
 from demo.service import ask, made, start_service
 
-TOKENIZER = REPOSITORY / "demo" / "base"
 ANSWER = "It is so."
 QUESTIONS = [f"Is {thing} {how}?" for thing in ("the tea", "a stone", "this", "the sea", "snow") for how in
              ("good", "hard", "old", "true", "cold", "far", "red", "round")]  # fmt: skip
@@ -91,7 +90,7 @@ def make(family: Family, folder: Path, shape: dict[str, Any] | None = None) -> P
         options["head_dim"] = options["hidden_size"] // options["num_attention_heads"]
     config = getattr(transformers, family.config)(vocab_size=5120, **options)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    for path in TOKENIZER.iterdir():
+    for path in DEMO_BASE.iterdir():
         if path.name.startswith(("tokenizer", "chat_template")):
             shutil.copy(path, folder)
     if family.code:

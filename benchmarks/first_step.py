@@ -27,7 +27,8 @@ import psutil
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from app.settings import REPOSITORY
+from app.kit.processes import python
+from app.models.service import DEMO_BASE
 from demo.service import made, start_service
 from demo.text import sample_rows
 
@@ -61,7 +62,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="From POST /jobs to the first optimiser step.")
-    parser.add_argument("--model", type=Path, default=REPOSITORY / "demo/base", help="directory of the base model")
+    parser.add_argument("--model", type=Path, default=DEMO_BASE, help="directory of the base model")
     parser.add_argument("--times", type=int, default=3, help="measurements of each")
     parser.add_argument("--redis", default="", help="URL of an empty Redis database, with --postgres")
     parser.add_argument("--postgres", default="", help="URL of an empty PostgreSQL database")
@@ -75,8 +76,8 @@ def show(found: dict[str, list[float]]) -> None:
 
 
 def load(model: Path) -> float:
-    command = [sys.executable, "-c", LOAD, str(model.resolve())]
-    return float(subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout)
+    command = [sys.executable, "-P", "-c", LOAD, str(model.resolve())]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def first_steps(
@@ -109,7 +110,7 @@ def wait_for_spare(home: str) -> psutil.Process:
         for process in psutil.process_iter():
             try:
                 command = process.cmdline()
-                if command[1:] != ["-m", "worker.trainer", "--wait", str(Path(home).resolve())]:
+                if command != python("worker.trainer", "--wait", str(Path(home).resolve())):
                     continue
                 before = process.cpu_times().user
                 time.sleep(2)

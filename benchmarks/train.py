@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from app.settings import REPOSITORY
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
 
 SHARED = REPOSITORY.parent / "shared"
 BATCH, RANK, LEARNING_RATE = 16, 8, 1e-3

@@ -1,6 +1,6 @@
-"""Make the demo base model, `demo/base/`: its tokenizer and architecture, then its weights by two jobs of a service.
+"""Make the demo base model, `app/models/demo_base/`: its tokenizer and architecture, then its weights by two jobs of a service.
 
-    python -m demo.make_base --corpus DIR [--out demo/base]
+    python -m demo.make_base --corpus DIR [--out app/models/demo_base]
 
 DIR holds `gsm8k_train.jsonl` (GSM8K, MIT) and `wizard_of_oz_gutenberg.txt` (public domain); the rest of the text comes
 from `demo.text`. A run takes about half an hour on two CPU cores.
@@ -32,6 +32,8 @@ import httpx
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, Qwen2Config
 
+from app.kit.processes import python
+from app.models.service import DEMO_BASE
 from demo import text
 from demo.service import made, start_service
 
@@ -207,7 +209,7 @@ def pretrain(client: httpx.Client, base_model: str, texts: list[str], **hyperpar
         "deploy": {"mode": "none"},
     }
     job = made(client.post("/jobs", json=described))
-    watch = [sys.executable, "-m", "app.cli", "--url", str(client.base_url), "jobs", "watch", job["id"]]
+    watch = python("app.cli", "--url", str(client.base_url), "jobs", "watch", job["id"])
     subprocess.run(watch, check=True)
     return made(client.get(f"/jobs/{job['id']}"))
 
@@ -254,7 +256,7 @@ def make(folder: Path, home: Path, corpus: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Pretrain the demo base model.")
     parser.add_argument("--corpus", type=Path, required=True, help="folder with GSM8K and the book")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "base")
+    parser.add_argument("--out", type=Path, default=DEMO_BASE)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the service is ended too
     with tempfile.TemporaryDirectory() as scratch:

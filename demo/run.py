@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from app.kit.processes import python
 from app.settings import get_settings
 from demo.service import ask, ask_all, is_up, start_service, user_turn
 from demo.text import sample_rows
@@ -60,7 +61,7 @@ def show(client: httpx.Client, folder: Path) -> None:
 
     console.print("\n[bold]2. A job[/]: a LoRA on [cyan]demo-base[/], with every hyperparameter at its default")
     job = post(client, "/jobs", json={"base_model": "demo-base", "dataset": dataset["id"]})
-    watch = [sys.executable, "-m", "app.cli", "--url", str(client.base_url), "jobs", "watch", job["id"]]
+    watch = python("app.cli", "--url", str(client.base_url), "jobs", "watch", job["id"])
     watched = subprocess.run(watch, check=False)
     job = client.get(f"/jobs/{job['id']}").json()
     if watched.returncode or job["status"] != "succeeded":

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from app.settings import REPOSITORY
+from app.kit.processes import python
 
 
 def start_service(environment: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], str]:
@@ -25,9 +25,8 @@ def start_service(environment: Mapping[str, str]) -> tuple[subprocess.Popen[byte
     port = environment.get("BURNISH_PORT") or str(free_port())
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BURNISH_")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "app.cli", "up"],
+        python("app.cli", "up"),
         env=kept | dict(environment) | {"BURNISH_PORT": port},
-        cwd=REPOSITORY,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )

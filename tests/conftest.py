@@ -22,7 +22,7 @@ import uvicorn
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
-DEMO_BASE = REPOSITORY / "demo" / "base"
+DEMO_BASE = REPOSITORY / "app" / "models" / "demo_base"
 
 POSTGRES = os.environ.get("BURNISH_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432")
 REDIS = os.environ.get("BURNISH_TEST_REDIS", "redis://127.0.0.1:6379")

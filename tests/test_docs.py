@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def test_the_settings_table_is_complete_and_says_the_defaults() -> None:
     for name, field in Settings.model_fields.items():
         default: Any = field.default
         if isinstance(default, Path) and default.is_absolute():
-            default = default.relative_to(REPOSITORY)
+            default = default.relative_to(Path(sys.prefix).parent)
         expected[name.upper()] = ("empty" if default == "" else f"`{default}`", field.description)
     assert rows == expected
 

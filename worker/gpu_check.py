@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-import sys
 import threading
 import time
 
 from app.jobs.tables import Job
 from app.kit import gpus
 from app.kit.gpus import Gpu
+from app.kit.processes import python
 from app.kit.queue import wake
-from app.settings import REPOSITORY
 from worker import trainers
 from worker.slots import Slots
 
@@ -23,7 +22,7 @@ TEST_SECONDS = 180.0
 RETEST_SECONDS = 300.0
 # How long a trainer that is ending may still hold the GPU.
 LOCK_SECONDS = 60.0
-COMMAND = [sys.executable, "-m", "worker.trainer.gpu_test"]
+COMMAND = python("worker.trainer.gpu_test")
 
 
 def suspect(slots: Slots, job: Job, why: str) -> None:
@@ -51,7 +50,7 @@ def find_fault(uuid: str) -> str | None:
         return f"another process held it for {LOCK_SECONDS:.0f} s"
     try:
         ended = subprocess.run(
-            COMMAND, env=trainers.environment() | {"CUDA_VISIBLE_DEVICES": uuid}, cwd=REPOSITORY,
+            COMMAND, env=trainers.environment() | {"CUDA_VISIBLE_DEVICES": uuid},
             capture_output=True, text=True, timeout=TEST_SECONDS,
         )  # fmt: skip
     except subprocess.TimeoutExpired:

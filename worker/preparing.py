@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,9 +24,9 @@ from sqlalchemy.orm import Session
 from app.kit.database import database_now, lease_until, writing
 from app.kit.errors import InvalidValue
 from app.kit.leases import LeaseLost, claim, hold, in_state
-from app.kit.processes import spawn, stop
+from app.kit.processes import python, spawn, stop
 from app.models.tables import Model
-from app.settings import REPOSITORY, get_settings
+from app.settings import get_settings
 
 log = logging.getLogger(__name__)
 
@@ -131,8 +130,7 @@ def run_child(model: Model, beat: Beat, what: str, hint: str, command: list[str]
     grace = get_settings().stop_grace_seconds
     with log_file.open("wb") as stderr:
         child = spawn(
-            [sys.executable, "-m", *command], env=environment, cwd=REPOSITORY, stdout=PIPE, stderr=stderr,
-            grace_seconds=grace,
+            python(*command), env=environment, stdout=PIPE, stderr=stderr, grace_seconds=grace,
         )  # fmt: skip
     said: queue.SimpleQueue[Event] = queue.SimpleQueue()
     reader = threading.Thread(target=_read_events, args=(child, said), daemon=True)

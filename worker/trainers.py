@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 import sysconfig
 import threading
 from collections import Counter
@@ -17,14 +16,16 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import NamedTuple
 
-from app.kit.processes import spawn, stop
-from app.settings import REPOSITORY, get_settings
+import app
+import worker
+from app.kit.processes import python, spawn, stop
+from app.settings import get_settings
 from worker.slots import Slots
 
 log = logging.getLogger(__name__)
 
 # What a trainer may know of the environment: nothing of the service's settings, so no credential.
-KEPT_VARIABLES = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TZ")
+KEPT_VARIABLES = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "TZ")
 KEPT_PREFIXES = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NVIDIA_", "NCCL_", "PYTORCH_", "TORCH_", "TRITON_")
 
 
@@ -69,8 +70,8 @@ def start(spec: Path, out: Path, log_path: Path, gpus: list[str]) -> Popen[bytes
         return spare
     with log_path.open("wb") as stderr:
         return spawn(
-            [sys.executable, "-m", "worker.trainer", str(spec), str(out)], env=environment(),
-            cwd=REPOSITORY, stdout=PIPE, stderr=stderr, grace_seconds=get_settings().stop_grace_seconds,
+            python("worker.trainer", str(spec), str(out)), env=environment(),
+            stdout=PIPE, stderr=stderr, grace_seconds=get_settings().stop_grace_seconds,
         )  # fmt: skip
 
 
@@ -115,14 +116,14 @@ def _drop_unusable() -> None:
 
 def _spawn_spare(gpu: str) -> Popen[bytes]:
     # The home says in the list of processes whose spare it is.
-    command = [sys.executable, "-m", "worker.trainer", "--wait", str(get_settings().home.resolve())]
+    command = python("worker.trainer", "--wait", str(get_settings().home.resolve()))
     return spawn(
-        command, env=environment() | {"CUDA_VISIBLE_DEVICES": gpu}, cwd=REPOSITORY,
+        command, env=environment() | {"CUDA_VISIBLE_DEVICES": gpu},
         stdin=PIPE, stdout=PIPE, grace_seconds=get_settings().stop_grace_seconds,
     )  # fmt: skip
 
 
 def _code() -> int:
     """Changes when a package is installed or a file of the service is replaced, in nanoseconds."""
-    files = (path for part in ("app", "worker") for path in (REPOSITORY / part).rglob("*.py"))
+    files = (path for package in (app, worker) for path in Path(package.__path__[0]).rglob("*.py"))
     return max(path.stat().st_mtime_ns for path in (Path(sysconfig.get_path("purelib")), *files))

@@ -22,7 +22,7 @@ from app.backup.archive import FORMAT, MANIFEST, Hashing, Manifest, blob_name, f
 from app.kit import storage
 from app.kit.database import DEFAULT_PROJECT, Base, engine
 from app.kit.errors import Conflict, InvalidValue
-from app.settings import REPOSITORY
+from app.migrations import alembic_config
 
 BATCH_ROWS = 1000
 
@@ -47,7 +47,7 @@ def restore_backup(path: Path) -> Manifest:
     Killed on the way it leaves the database empty, and can be called again. Raises `InvalidValue` for a file that is no
     whole backup or a newer version's, `Conflict` where the database holds something.
     """
-    config = Config(REPOSITORY / "alembic.ini")
+    config = alembic_config()
     try:
         with tarfile.open(path, "r:") as tar:
             archive = Archive(tar, {member.name: member for member in tar})

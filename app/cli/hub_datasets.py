@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from app.cli.hub_files import NoFiles, choose
+from app.kit.processes import python
 
 # A download in which nothing has arrived for so long is given up.
 STALL_SECONDS = 120.0
@@ -46,7 +47,7 @@ class Wanted(NamedTuple):
 def fetch(wanted: Wanted, folder: Path) -> list[Path]:
     """Brings the wanted files into `folder`; returns them in order. Raises `HubFailure`."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "app.cli.hub_datasets", json.dumps(wanted), str(folder)]
+    command = python("app.cli.hub_datasets", json.dumps(wanted), str(folder))
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         said = _wait(child, folder)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -21,8 +20,7 @@ from anyio import CapacityLimiter, to_thread
 
 from app.kit.errors import Unavailable
 from app.kit.full_disk import EXIT_CODE
-from app.kit.processes import KILL_NOW, spawn, stop
-from app.settings import REPOSITORY
+from app.kit.processes import KILL_NOW, python, spawn, stop
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +30,7 @@ KEPT_IDLE = 2
 THREADS_OF_A_PROJECT = 4
 
 # What a process may know of the environment: nothing of the service's settings, and no GPU.
-KEPT_VARIABLES = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TZ")
+KEPT_VARIABLES = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "TZ")
 KEPT_PREFIXES = ("LC_", "OMP_")
 
 
@@ -161,9 +159,8 @@ class Helpers:
         kept = {name: value for name, value in os.environ.items() if name in KEPT_VARIABLES}
         kept |= {name: value for name, value in os.environ.items() if name.startswith(KEPT_PREFIXES)}
         return spawn(
-            [sys.executable, "-m", self._module],
+            python(self._module),
             env=kept | {"CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"} | dict(self._environment),
-            cwd=REPOSITORY,
             stdin=PIPE,
             stdout=PIPE,
             grace_seconds=STOP_SECONDS,

@@ -25,6 +25,15 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
+def python(module: str, *arguments: str) -> list[str]:
+    """The command that runs `module` with this interpreter.
+
+    The module is looked for where Burnish is installed and never in the working directory (`-P`): that is the user's, and
+    may hold an `app` or a `worker` that is not ours.
+    """
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
 def spawn(
     command: Sequence[str | os.PathLike[str]],
     *,

@@ -27,9 +27,8 @@ from app.models.tables import Grant, Model, is_base
 from app.projects import removal, stored
 from app.projects.audit import record
 from app.projects.idempotency import creating, remember
-from app.settings import REPOSITORY
 
-DEMO_BASE = REPOSITORY / "demo" / "base"
+DEMO_BASE = Path(__file__).resolve().with_name("demo_base")
 # What a model of these states waits for.
 PREPARED_BY: dict[str, Wakeable] = {"downloading": "download", "merging": "train"}
 HUB_SOURCE = re.compile(r"(modelscope|hf)://[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[A-Za-z0-9][\w./-]*)?")
@@ -113,14 +112,30 @@ def read_directory(model: Model, folder: Path, *, architecture_only: bool = Fals
 
 
 def register_demo_base(project_id: str) -> None:
-    """Registers the model that the project ships, where it is not registered yet."""
+    """Registers the model that Burnish ships. If it is registered, and Burnish was installed anew at another place since, the
+    model's row follows it there."""
+    if not DEMO_BASE.is_dir():
+        return
     with reading() as session:
         known = find(session, project_id, "demo-base")
-    if known is None and DEMO_BASE.is_dir():
-        try:
+    try:
+        if known is None:
             register(project_id, ModelCreate(name="demo-base", source=str(DEMO_BASE)))
-        except (Conflict, InvalidValue):  # another process was faster; its files are broken: `burnish doctor` says so
-            return
+        elif known.kind == "base" and known.location is not None and not Path(known.location).exists():
+            _move_to(DEMO_BASE, known)
+    except (Conflict, InvalidValue):  # another process was faster; its files are broken: `burnish doctor` says so
+        return
+
+
+def _move_to(folder: Path, known: Model) -> None:
+    """Says that the files of `known` are in `folder`, if the same model is there. Raises `InvalidValue` if none is."""
+    facts, _ = inspect_model(folder)
+    if any(facts[name] != known.facts.get(name) for name in ("architecture", "parameters", "bytes")):
+        return
+    with writing() as session:
+        model = session.get(Model, known.id)
+        if model is not None:
+            model.source = model.location = str(folder)
 
 
 def find(session: Session, project_id: str, name: str) -> Model | None:

@@ -16,8 +16,8 @@ import psutil
 import psycopg
 import redis
 
-from app.settings import REPOSITORY
 from demo.service import free_port
+from tests.conftest import REPOSITORY
 
 IS_ROOT = os.geteuid() == 0
 DISK_BYTES = 2**30

@@ -46,9 +46,9 @@ def _is_guard(command: list[str]) -> bool:
 # What a process is called → how its command is told from others.
 ROLES: dict[str, Is] = {
     "api": _has("app.cli api"),
-    "training": _has("celery", "--queues training"),
-    "housekeeping": _has("celery", "--queues housekeeping"),
-    "beat": _has("worker.celery_app beat"),
+    "training": _has("-m worker", "--queues training"),
+    "housekeeping": _has("-m worker", "--queues housekeeping"),
+    "beat": _has("-m worker beat"),
     "controller": lambda command: not _is_guard(command) and command[-2:] == ["-m", "worker.engine"],
     "engine": _has("worker.engine.embedded_server"),
     "trainer": _has("-m worker.trainer"),

@@ -20,8 +20,7 @@ from app.kit import database, processes, storage
 from app.kit.database import Base, utc_now, writing
 from app.models.tables import Engine, EngineAdapter, Model
 from app.projects.tables import Project
-from app.settings import REPOSITORY
-from tests.conftest import DEMO_BASE, SHARED, Backend, eventually, settings_of
+from tests.conftest import DEMO_BASE, REPOSITORY, SHARED, Backend, eventually, settings_of
 
 BASES = (DEMO_BASE, SHARED / "models" / "reviews-base")
 

@@ -13,8 +13,7 @@ import psutil
 import pytest
 
 from app.kit.processes import spawn, stop
-from app.settings import REPOSITORY
-from tests.conftest import eventually
+from tests.conftest import REPOSITORY, eventually
 
 # Starts a grandchild that left its session and whose parent is gone, then tells its own pid and the grandchild's.
 HIDER = """

@@ -34,7 +34,7 @@ def base_model() -> Path:
     """The folder of a small model."""
     folder = next((path for path in (DEMO_BASE, SHARED / "models" / "reviews-base") if path.is_dir()), None)
     if folder is None:
-        pytest.skip("needs demo/base")
+        pytest.skip("needs the demo base")
     return folder
 
 
@@ -106,7 +106,7 @@ def children() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if process.cmdline()[1:3] == ["-m", "worker.hubs"]:
+            if process.cmdline()[1:4] == ["-P", "-m", "worker.hubs"]:
                 found.append(process)
         except (psutil.Error, IndexError):
             continue

@@ -7,31 +7,30 @@ from typing import Any
 import httpx
 import pytest
 from alembic import command
-from alembic.config import Config
 from sqlalchemy import select, text
 
 from app.jobs import attempts
 from app.jobs.spec import JobSpec
 from app.kit.database import DEFAULT_PROJECT, writing
+from app.migrations import alembic_config
 from app.models.tables import Model
 from app.projects.tables import Stored
-from tests.conftest import REPOSITORY
 
 
 def test_migrations_and_tables_are_equal(service: str) -> None:
-    command.check(Config(REPOSITORY / "alembic.ini"))
+    command.check(alembic_config())
 
 
 def test_migrating_twice_changes_nothing(service: str) -> None:
     from app.up import migrate
 
     migrate()
-    command.check(Config(REPOSITORY / "alembic.ini"))
+    command.check(alembic_config())
 
 
 @pytest.mark.parametrize("steps", ["base"])
 def test_a_schema_can_be_taken_back(service: str, steps: str) -> None:
-    config = Config(REPOSITORY / "alembic.ini")
+    config = alembic_config()
     command.downgrade(config, steps)
     command.upgrade(config, "head")
     command.check(config)
@@ -45,7 +44,7 @@ def test_what_projects_store_is_summed_up_by_the_migration(service: str) -> None
             id="model_tuned", project_id=DEFAULT_PROJECT, name="tuned", kind="adapter", status="ready", source="job:x",
             facts={"stored_bytes": 2**33},
         ))  # fmt: skip
-    config = Config(REPOSITORY / "alembic.ini")
+    config = alembic_config()
     command.downgrade(config, "0008")
     command.upgrade(config, "head")
     with writing() as session:
@@ -60,7 +59,7 @@ OLD = "0004"
 
 def test_a_database_with_live_jobs_is_migrated_under_the_processes_of_the_version_before(service: str) -> None:
     """They go on writing what they know of; the new ones find the jobs as they left them."""
-    config = Config(REPOSITORY / "alembic.ini")
+    config = alembic_config()
     command.downgrade(config, OLD)
     now = "2026-01-01 00:00:00"
     values = {

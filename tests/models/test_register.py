@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
-from app.kit.database import DEFAULT_PROJECT
+from app.kit.database import DEFAULT_PROJECT, writing
 from app.models import service
 from app.models.service import register_demo_base
+from app.models.tables import Model
 from tests.models.own import folder
 
 __all__ = ["folder"]
@@ -46,6 +48,31 @@ def test_a_demo_base_with_broken_files_keeps_no_service_from_starting(
     register_demo_base(DEFAULT_PROJECT)
     monkeypatch.undo()
     assert client.get("/models/demo-base").json()["source"] != str(tmp_path)
+
+
+def test_the_demo_base_follows_an_installation_that_moved(
+    client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = client.get("/models/demo-base").json()
+    moved = tmp_path / "demo_base"
+    shutil.copytree(service.DEMO_BASE, moved)
+
+    def register_from(folder: Path, location: Path, parameters: int = before["parameters"]) -> str:
+        """The source of the demo base after a start from `folder`, of a row whose files were at `location`."""
+        with writing() as session:
+            model = session.get_one(Model, before["id"])
+            model.location, model.facts = str(location), model.facts | {"parameters": parameters}
+        with monkeypatch.context() as patch:
+            patch.setattr(service, "DEMO_BASE", folder)
+            register_demo_base(DEFAULT_PROJECT)
+        return str(client.get("/models/demo-base").json()["source"])
+
+    here, gone = service.DEMO_BASE, tmp_path / "gone"
+    assert register_from(moved, here) == str(here)
+    assert register_from(moved, gone) == str(moved)
+    assert register_from(here, gone, parameters=1) == str(moved)  # a model of the user's own by that name
+    assert register_from(here, gone) == str(here)
+    assert client.get("/models/demo-base").json() == before
 
 
 def no_config(folder: Path) -> None:

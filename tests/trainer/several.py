@@ -108,5 +108,5 @@ def start(spec: TrainerSpec, folder: Path) -> subprocess.Popen[str]:
 def process_of(first: subprocess.Popen[str], rank: int) -> psutil.Process:
     """The run's process of that rank."""
     own = psutil.Process(first.pid)
-    others = [each for each in own.children(recursive=True) if each.cmdline()[1:3] == ["-m", "worker.trainer"]]
+    others = [each for each in own.children(recursive=True) if each.cmdline()[1:4] == ["-P", "-m", "worker.trainer"]]
     return own if rank == 0 else next(each for each in others if each.cmdline()[-1] == str(rank))

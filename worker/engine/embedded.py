@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import psutil
 
-from app.settings import REPOSITORY, Settings
+from app.kit.processes import python
+from app.settings import Settings
 from worker.engine.protocol import Launch, weight_bytes
 
 # An estimate of what torch, transformers and PEFT take beside the weights, on the safe side.
@@ -27,14 +27,13 @@ def command(launch: Launch, settings: Settings) -> list[str]:
         arguments["--chat-template"] = str(launch.template)
     flags = ["--trust-remote-code"] if launch.own_code else []
     words = [word for pair in arguments.items() for word in pair]
-    return [sys.executable, "-m", "worker.engine.embedded_server", *words, *flags]
+    return python("worker.engine.embedded_server", *words, *flags)
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """This process's environment, this source first on the path, and one core left to the others."""
+    """This process's environment, with one core left to the others."""
     threads = {"OMP_NUM_THREADS": str(max(1, (psutil.cpu_count(logical=False) or 2) - 1))}
-    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
-    return threads | os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return threads | os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def memory_needed(path: Path, settings: Settings) -> int:

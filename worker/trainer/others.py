@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from subprocess import PIPE, Popen
 
-from app.kit.processes import spawn
+from app.kit.processes import python, spawn
 from worker.trainer.events import Emit
 
 # The exit statuses of a trainer.
@@ -36,7 +36,7 @@ class Others:
         self._ending = threading.Event()
         self._watchers = []
         for rank in range(1, processes):
-            command = [sys.executable, "-m", "worker.trainer", str(spec), str(out), str(rank)]
+            command = python("worker.trainer", str(spec), str(out), str(rank))
             # What is left of the run when the first process is gone has nothing to finish.
             process = spawn(command, stdout=PIPE, grace_seconds=0.0)
             watcher = threading.Thread(target=self._watch, args=(rank, process), daemon=True)
