@@ -10,7 +10,7 @@ from app.jobs.hyperparameters import Reinforcement
 from app.jobs.rewards import ByModel
 from app.jobs.spec import JobSpec, RewardModel
 from app.kit import storage
-from app.kit.errors import InvalidValue
+from app.kit.errors import InvalidValue, Refusals
 from app.models.own_code import runs_own_code
 from app.models.service import find
 from app.models.tables import Model
@@ -24,27 +24,33 @@ def _judges(spec: JobSpec) -> list[tuple[int, ByModel]]:
 
 
 def hold(session: Session, project_id: str, spec: JobSpec) -> None:
-    """Puts ids in the place of names, and holds these models until the transaction ends. Raises `InvalidValue`."""
+    """Puts ids in the place of names, and holds these models until the transaction ends. Raises all refusals at once."""
+    refusals = Refusals()
     for place, reward in _judges(spec):
-        param = f"hyperparameters.reward.{place}.model"
-        found = find(session, project_id, reward.model)
-        if found is not None:
-            found = session.get(Model, found.id, with_for_update={"of": Model}, populate_existing=True)
-        if found is None:
-            raise InvalidValue(
-                f"The reward model '{reward.model}' does not exist.",
-                param=param,
-                code="model_not_found",
-                hint="Train one with stage 'rm', or choose one of GET /models?kind=reward.",
-            )
-        if found.kind != "reward" or found.status != "ready":
-            what = f"is {found.status}" if found.kind == "reward" else "is no reward model"
-            raise InvalidValue(
-                f"The model '{found.name}' {what}.",
-                param=param,
-                hint="Train one with stage 'rm', or choose one of GET /models?kind=reward.",
-            )
-        reward.model = found.id
+        with refusals.catch():
+            reward.model = _held(session, project_id, reward.model, f"hyperparameters.reward.{place}.model").id
+    refusals.raise_all()
+
+
+def _held(session: Session, project_id: str, name: str, param: str) -> Model:
+    found = find(session, project_id, name)
+    if found is not None:
+        found = session.get(Model, found.id, with_for_update={"of": Model}, populate_existing=True)
+    if found is None:
+        raise InvalidValue(
+            f"The reward model '{name}' does not exist.",
+            param=param,
+            code="model_not_found",
+            hint="Train one with stage 'rm', or choose one of GET /models?kind=reward.",
+        )
+    if found.kind != "reward" or found.status != "ready":
+        what = f"is {found.status}" if found.kind == "reward" else "is no reward model"
+        raise InvalidValue(
+            f"The model '{found.name}' {what}.",
+            param=param,
+            hint="Train one with stage 'rm', or choose one of GET /models?kind=reward.",
+        )
+    return found
 
 
 def fetch(session: Session, spec: JobSpec) -> dict[str, RewardModel]:

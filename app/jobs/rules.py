@@ -1,21 +1,41 @@
-"""What a job must satisfy when it is accepted, beyond the types of its fields: each rule raises with the field named."""
+"""What a job must satisfy when it is accepted, beyond the types of its fields: each rule raises with the field named.
+
+A rule declares the fields that it reads. One that reads a field which was refused is skipped: what it would say follows from
+that refusal, and what it reads may not even exist."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from app.datasets.tables import Dataset
 from app.jobs.combinations import MOD_FAMILIES, MOD_STAGES, STAGES, TRIED_FAMILIES, served, trains_adapter, why_unpacked
-from app.jobs.hyperparameters import Reinforcement, Texts
+from app.jobs.hyperparameters import Reinforcement, Texts, auto_epochs, auto_learning_rate
 from app.jobs.methods import METHODS, Freeze, Lora, Mod, Qlora, Whole
 from app.jobs.rewards import OF_REFERENCE, REWARDS
 from app.jobs.spec import JobSpec
-from app.kit.errors import InvalidValue
+from app.kit.errors import InvalidValue, Refusals
 from app.models.bases import read_manifest
 from app.models.chat_templates import require_end, text_of
 from app.models.tables import Model
 from app.settings import get_settings
+
+
+class Rule(NamedTuple):
+    """A function that raises `InvalidValue`, and the fields that it reads, each with all that is in it."""
+
+    check: Callable[..., None]
+    reads: tuple[str, ...]
+
+
+def apply(rules: Sequence[Rule], refusals: Refusals, *about: Any) -> None:
+    """Collects what the rules refuse, in their order."""
+    for rule in rules:
+        if not any(refusals.concern(field) for field in rule.reads):
+            with refusals.catch():
+                rule.check(*about)
+
 
 # What an adapter that is trained further need not share with the run before.
 FREE = ("dropout", "plus")
@@ -91,19 +111,23 @@ def _go_on(spec: JobSpec, base: Model, dataset: Dataset) -> None:
 def _has_template(spec: JobSpec, base: Model, dataset: Dataset) -> None:
     """Writes out the template that a name stands for, and what templates are handed."""
     renders = STAGES[spec.stage].rows != "text"
+    refusals = Refusals()
     for param in ("chat_template", "template_arguments"):
         if not renders and getattr(spec, param) is not None:
-            raise InvalidValue(
-                f"Stage '{spec.stage}' renders no conversations: nothing of a chat template would be learned.",
-                param=param,
-                hint=f"Leave {param} out, and give it to the job that trains on conversations.",
+            refusals.add(
+                InvalidValue(
+                    f"Stage '{spec.stage}' renders no conversations: nothing of a chat template would be learned.",
+                    param=param,
+                    hint=f"Leave {param} out, and give it to the job that trains on conversations.",
+                )
             )
+    refusals.raise_all()
     if spec.chat_template is not None:
         spec.chat_template = text_of(spec.chat_template)
         require_end(spec.chat_template, base.facts.get("templates"), base.name)
     elif renders and base.chat_template is None:
         raise InvalidValue(
-            f"The base model '{base.name}' has no chat template, so {dataset.kind} rows cannot be rendered for it.",
+            f"The base model '{base.name}' has no chat template, so {STAGES[spec.stage].rows} rows cannot be rendered for it.",
             param="base_model",
             hint="Give the job a 'chat_template': its text, or a name such as 'chatml'.",
         )
@@ -120,7 +144,7 @@ def _random_weights_are_all_trained(spec: JobSpec, base: Model, dataset: Dataset
         )
 
 
-def _rewards_on_whole_weights(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+def _rewards_are_learned(spec: JobSpec, base: Model, dataset: Dataset) -> None:
     if STAGES[spec.stage].makes != "reward model":
         return
     family, own_code = base.facts.get("model_type"), base.facts.get("own_code")
@@ -132,7 +156,10 @@ def _rewards_on_whole_weights(spec: JobSpec, base: Model, dataset: Dataset) -> N
             code="unsupported",
             hint=f"Train on a model of one of these types without code of its own: {', '.join(TRIED_FAMILIES)}.",
         )
-    if isinstance(spec.method, Qlora):
+
+
+def _rewards_on_whole_weights(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    if STAGES[spec.stage].makes == "reward model" and isinstance(spec.method, Qlora):
         raise InvalidValue(
             "A reward model is served with its whole weights, on which an adapter that was trained on quantised ones scores "
             "otherwise.",
@@ -224,14 +251,17 @@ def _references_are_there(spec: JobSpec, base: Model, dataset: Dataset) -> None:
 def _targets_exist(spec: JobSpec, base: Model, dataset: Dataset) -> None:
     if not isinstance(spec.method, Lora | Qlora) or spec.method.target_modules == "all-linear":
         return
-    known = base.facts.get("modules", [])
+    known, refusals = base.facts.get("modules", []), Refusals()
     for index, name in enumerate(spec.method.target_modules):
         if name not in known:
-            raise InvalidValue(
-                f"The base model '{base.name}' has no module '{name}'.",
-                param=f"method.target_modules.{index}",
-                hint=f"It has: {', '.join(known)}. Or leave it at 'all-linear'.",
+            refusals.add(
+                InvalidValue(
+                    f"The base model '{base.name}' has no module '{name}'.",
+                    param=f"method.target_modules.{index}",
+                    hint=f"It has: {', '.join(known)}. Or leave it at 'all-linear'.",
+                )
             )
+    refusals.raise_all()
 
 
 def _layers_are_there(spec: JobSpec, base: Model, dataset: Dataset) -> None:
@@ -264,21 +294,67 @@ def _rows_to_hold_out(spec: JobSpec, base: Model, dataset: Dataset) -> None:
         )
 
 
-# In order: the first ones write out what the later ones judge.
-RULES: tuple[Callable[[JobSpec, Model, Dataset], None], ...] = (
-    _base_can_be_built_on,
-    _weights_are_there,
-    _go_on,
-    _has_template,
-    _random_weights_are_all_trained,
-    _rewards_on_whole_weights,
-    _mod_is_known_to_work,
-    _packing_is_known_to_work,
-    _is_served,
-    _rank_is_served,
-    _targets_exist,
-    _layers_are_there,
-    _fits_context,
-    _rows_to_hold_out,
-    _references_are_there,
+def _defaults_are_written_out(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    """Writes out what depends on the base model or the rows; of `rl` how long answers may be. Raises nothing."""
+    settings, asked = spec.hyperparameters, frozenset(spec.hyperparameters.model_fields_set)
+    if "max_length" not in asked and base.facts.get("max_length"):
+        settings.max_length = min(settings.max_length, base.facts["max_length"])
+    if settings.epochs == "auto":
+        settings.epochs = auto_epochs(dataset.rows)
+    if settings.learning_rate == "auto":
+        settings.learning_rate = auto_learning_rate(base.facts["hidden_size"], spec.stage, spec.method.type)
+    if isinstance(settings, Reinforcement) and "max_new_tokens" not in asked:
+        settings.max_new_tokens = min(settings.max_new_tokens, settings.max_length // 2)
+    if spec.validation and spec.validation.fraction and spec.validation.seed is None:
+        spec.validation.seed = settings.seed
+
+
+def _groups_are_whole(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    """Writes out how many answers there are to a prompt."""
+    settings = spec.hyperparameters
+    if not isinstance(settings, Reinforcement):
+        return
+    sizes = [size for size in range(2, settings.group_size + 1) if settings.batch_size % size == 0]
+    if not sizes:
+        raise InvalidValue(
+            f"A batch_size of {settings.batch_size} answers cannot be divided into groups of 2 to "
+            f"{settings.group_size} (group_size): answers to the same prompt are compared.",
+            param="hyperparameters.batch_size",
+            hint="Use a multiple of hyperparameters.group_size.",
+        )
+    settings.group_size = max(sizes)
+
+
+def _prompts_have_room(spec: JobSpec, base: Model, dataset: Dataset) -> None:
+    settings = spec.hyperparameters
+    if isinstance(settings, Reinforcement) and settings.prompt_length < 1:
+        raise InvalidValue(
+            f"max_new_tokens ({settings.max_new_tokens}) leaves no room for a prompt within max_length "
+            f"({settings.max_length}).",
+            param="hyperparameters.max_new_tokens",
+            hint="max_length counts the prompt and its answer.",
+        )
+
+
+# In order: the first ones write out what the later ones judge. Whoever reads a base model or a dataset says so.
+RULES: tuple[Rule, ...] = (
+    Rule(_base_can_be_built_on, ("base_model",)),
+    Rule(_weights_are_there, ("base_model", "hyperparameters.initial_weights")),
+    Rule(_go_on, ("base_model", "stage", "method")),
+    Rule(_has_template, ("base_model", "stage", "chat_template", "template_arguments")),
+    Rule(_random_weights_are_all_trained, ("hyperparameters.initial_weights", "method")),
+    Rule(_rewards_are_learned, ("base_model", "stage")),
+    Rule(_rewards_on_whole_weights, ("stage", "method")),
+    Rule(_mod_is_known_to_work, ("base_model", "stage", "method")),
+    Rule(_packing_is_known_to_work, ("base_model", "method", "hyperparameters.packing")),
+    Rule(_is_served, ("base_model", "stage", "method", "deploy")),
+    Rule(_rank_is_served, ("base_model", "stage", "method", "deploy")),
+    Rule(_targets_exist, ("base_model", "method")),
+    Rule(_layers_are_there, ("base_model", "method")),
+    Rule(_fits_context, ("base_model", "hyperparameters.max_length")),
+    Rule(_rows_to_hold_out, ("dataset", "validation")),
+    Rule(_references_are_there, ("dataset", "hyperparameters.reward")),
+    Rule(_groups_are_whole, ("hyperparameters.batch_size", "hyperparameters.group_size")),
+    Rule(_defaults_are_written_out, ("base_model", "dataset")),
+    Rule(_prompts_have_room, ("base_model", "dataset", "hyperparameters.max_length", "hyperparameters.max_new_tokens")),
 )

@@ -34,8 +34,8 @@ class JobCreate(JobSpec):
     metadata: Metadata = Field(default_factory=dict)
 
     def spec(self) -> JobSpec:
-        """What the trainer is asked to do, without whose it is."""
-        return JobSpec(**{field: getattr(self, field) for field in JobSpec.model_fields})
+        """What the trainer is asked to do, without whose it is: a copy, in which defaults can be written out."""
+        return JobSpec(**{field: getattr(self, field) for field in JobSpec.model_fields}).model_copy(deep=True)
 
 
 class Progress(BaseModel):

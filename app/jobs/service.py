@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, cast
 
-from sqlalchemy import String, cast, func, or_, select
+from sqlalchemy import String, func, or_, select
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.datasets.tables import Dataset
 from app.jobs import attempts, checkpoints, reward_models
 from app.jobs.announcing import announce
-from app.jobs.combinations import ON_ONE_GPU, SHARDED_METHODS, SHARDED_STAGES
-from app.jobs.hyperparameters import Reinforcement, auto_epochs, auto_learning_rate
+from app.jobs.gpu_rules import GPU_RULES
 from app.jobs.lifecycle import ENDED, LIVE, add_event
-from app.jobs.rules import RULES, require_rows
+from app.jobs.rules import RULES, apply, require_rows
 from app.jobs.schemas import JobCreate, job_out
 from app.jobs.spec import JobSpec
 from app.jobs.tables import Checkpoint, Event, Job, Metric
 from app.jobs.waiting import places
 from app.kit import references
 from app.kit.database import reading
-from app.kit.errors import Conflict, InvalidValue, NotFound
+from app.kit.errors import Conflict, InvalidValue, NotFound, Refusals
 from app.kit.ids import new_id
 from app.kit.leases import in_state
 from app.kit.pagination import Paging, newest_first
@@ -37,24 +37,19 @@ from app.projects.idempotency import creating, remember
 from app.projects.limits import lock_project, project_limits
 
 
+class Judged(NamedTuple):
+    """A job that can be accepted: its spec with every default written out, and what it is made from."""
+
+    spec: JobSpec
+    base: Model
+    dataset: Dataset
+
+
 def create(project_id: str, request: JobCreate, *, dry_run: bool = False) -> Job:
-    """Accepts a job, with every default resolved. What cannot work is refused here, with the field named. Of a dry run nothing
+    """Accepts a job, with every default resolved. What cannot work is refused here, with the fields named. Of a dry run nothing
     is kept: the job is as it would have been."""
-    spec = request.spec()
     with creating() as session:
-        require_room(session, project_id)
-        base = ready_base(session, project_id, request.base_model, lock=True)
-        dataset = _dataset(session, project_id, spec, request.dataset, "dataset")
-        validation = spec.validation.dataset if spec.validation else None
-        if validation:
-            _dataset(session, project_id, spec, validation, "validation.dataset")
-        if spec.replay:
-            _dataset(session, project_id, spec, spec.replay.dataset, "replay.dataset")
-        reward_models.hold(session, project_id, spec)
-        _require_use_of_gpus(request, spec)
-        for rule in RULES:
-            rule(spec, base, dataset)
-        _resolve(request, spec, base, dataset)
+        spec, base, dataset = judge(session, project_id, request)
         job = Job(
             id=new_id("job"),
             project_id=project_id,
@@ -63,7 +58,7 @@ def create(project_id: str, request: JobCreate, *, dry_run: bool = False) -> Job
             base_model_id=base.id,
             base_model_name=base.name,
             dataset_id=dataset.id,
-            validation_dataset_id=validation,
+            validation_dataset_id=spec.validation.dataset if spec.validation else None,
             replay_dataset_id=spec.replay.dataset if spec.replay else None,
             key_id=actor().key_id,
             priority=request.priority,
@@ -88,6 +83,34 @@ def create(project_id: str, request: JobCreate, *, dry_run: bool = False) -> Job
     return job
 
 
+def judge(session: Session, project_id: str, request: JobCreate) -> Judged:
+    """Judges a job by all rules; what it is made from is held until the transaction ends. Raises all refusals at once."""
+    spec, refusals = request.spec(), Refusals()
+    # What does not exist is refused, and no rule that reads it is applied.
+    base, dataset = cast(Model, None), cast(Dataset, None)
+    with refusals.catch():
+        require_room(session, project_id)
+    with refusals.catch():
+        base = ready_base(session, project_id, request.base_model, lock=True)
+    with refusals.catch():
+        dataset = _dataset(session, project_id, spec, request.dataset, "dataset")
+    if spec.validation and spec.validation.dataset:
+        with refusals.catch():
+            _dataset(session, project_id, spec, spec.validation.dataset, "validation.dataset")
+    if spec.replay:
+        with refusals.catch():
+            _dataset(session, project_id, spec, spec.replay.dataset, "replay.dataset")
+    with refusals.catch():
+        reward_models.hold(session, project_id, spec)
+    apply(GPU_RULES, refusals, spec, request.resources.gpus)
+    apply(RULES, refusals, spec, base, dataset)
+    if request.name is not None:
+        with refusals.catch():
+            _require_free_name(session, project_id, request.name)
+    refusals.raise_all()
+    return Judged(spec, base, dataset)
+
+
 def require_room(session: Session, project_id: str) -> None:
     """Raises `Conflict` where the project's limits leave no room for another job or its outcome."""
     most = project_limits(session, project_id).queued_jobs
@@ -101,60 +124,6 @@ def require_room(session: Session, project_id: str) -> None:
                 hint="Wait until one starts, or cancel one.",
             )
     stored.require_room(session, project_id, 0)
-
-
-def _require_use_of_gpus(request: JobCreate, spec: JobSpec) -> None:
-    """Raises `InvalidValue` where the job could not use all of several GPUs."""
-    gpus, rows = request.resources.gpus, spec.hyperparameters.rows_per_step
-    if spec.hyperparameters.sharding != "none":
-        _require_parts(gpus, spec)
-    if gpus == 0 and spec.hyperparameters.precision == "fp16":
-        raise InvalidValue(
-            "fp16 is computed on GPUs only, and this job is to have none (resources.gpus 0).",
-            param="hyperparameters.precision",
-            code="unsupported",
-            hint="Use 'bf16', 'fp32' or 'auto', or resources.gpus 1.",
-        )
-    if gpus == "auto" or gpus <= 1:
-        return
-    for what, name in (("Stage", spec.stage), ("Method", spec.method.type)):
-        if name in ON_ONE_GPU:
-            raise InvalidValue(
-                f"{what} '{name}' cannot have {gpus} GPUs: {ON_ONE_GPU[name]}.",
-                param="resources.gpus",
-                code="unsupported",
-                hint="Use 1, 0 for none, or leave it at 'auto'.",
-            )
-    if rows < gpus:
-        raise InvalidValue(
-            f"A step of {rows} {'row' if rows == 1 else 'rows'} leaves some of {gpus} GPUs without any.",
-            param="resources.gpus",
-            hint=f"Use at most {rows}, or a larger hyperparameters.batch_size.",
-        )
-
-
-def _require_parts(gpus: int | str, spec: JobSpec) -> None:
-    """Raises `InvalidValue` where a job that is to be sharded cannot be."""
-    if spec.stage not in SHARDED_STAGES or spec.method.type not in SHARDED_METHODS:
-        raise InvalidValue(
-            f"Stage '{spec.stage}' by method '{spec.method.type}' cannot be sharded.",
-            param="hyperparameters.sharding",
-            code="unsupported",
-            hint=f"Leave it out, or use method.type {' or '.join(SHARDED_METHODS)} with stage {' or '.join(SHARDED_STAGES)}.",
-        )
-    if gpus in ("auto", 0, 1):
-        raise InvalidValue(
-            "A job is sharded among several GPUs, and this one has no more than one.",
-            param="hyperparameters.sharding",
-            hint="Give it resources.gpus, or leave sharding out.",
-        )
-    if spec.hyperparameters.precision == "fp16":
-        raise InvalidValue(
-            "A job that is sharded does not compute in fp16: each GPU would scale its gradients by itself.",
-            param="hyperparameters.precision",
-            code="unsupported",
-            hint="Use 'bf16', 'fp32' or 'auto'.",
-        )
 
 
 def _dataset(session: Session, project_id: str, spec: JobSpec, id: str, param: str) -> Dataset:
@@ -172,57 +141,23 @@ def _dataset(session: Session, project_id: str, spec: JobSpec, id: str, param: s
     return dataset
 
 
-def _resolve(request: JobCreate, spec: JobSpec, base: Model, dataset: Dataset) -> None:
-    """Writes out the defaults that depend on the base model or the rows."""
-    parameters = spec.hyperparameters
-    if "max_length" not in request.hyperparameters.model_fields_set and base.facts.get("max_length"):
-        parameters.max_length = min(parameters.max_length, base.facts["max_length"])
-    if parameters.epochs == "auto":
-        parameters.epochs = auto_epochs(dataset.rows)
-    if parameters.learning_rate == "auto":
-        parameters.learning_rate = auto_learning_rate(base.facts["hidden_size"], spec.stage, spec.method.type)
-    if isinstance(parameters, Reinforcement):
-        _fit(parameters, request.hyperparameters.model_fields_set)
-    if spec.validation and spec.validation.fraction and spec.validation.seed is None:
-        spec.validation.seed = parameters.seed
-
-
-def _fit(parameters: Reinforcement, asked: set[str]) -> None:
-    """Writes out how many answers there are to a prompt, and how long they may be. Raises `InvalidValue`."""
-    sizes = [size for size in range(2, parameters.group_size + 1) if parameters.batch_size % size == 0]
-    if not sizes:
-        raise InvalidValue(
-            f"A batch_size of {parameters.batch_size} answers cannot be divided into groups of 2 to "
-            f"{parameters.group_size} (group_size): answers to the same prompt are compared.",
-            param="hyperparameters.batch_size",
-            hint="Use a multiple of hyperparameters.group_size.",
-        )
-    parameters.group_size = max(sizes)
-    if "max_new_tokens" not in asked:
-        parameters.max_new_tokens = min(parameters.max_new_tokens, parameters.max_length // 2)
-    if parameters.prompt_length < 1:
-        raise InvalidValue(
-            f"max_new_tokens ({parameters.max_new_tokens}) leaves no room for a prompt within max_length "
-            f"({parameters.max_length}).",
-            param="hyperparameters.max_new_tokens",
-            hint="max_length counts the prompt and its answer.",
-        )
+def _require_free_name(session: Session, project_id: str, name: str) -> None:
+    if models.find(session, project_id, name) is not None or _job_named(session, name, project_id):
+        raise name_taken(name)
 
 
 def _claim_name(session: Session, job: Job) -> None:
-    if models.find(session, job.project_id, job.name) is not None:
-        raise name_taken(job)
     try:
         with session.begin_nested():
             session.add(job)
-    except IntegrityError:
-        raise name_taken(job) from None
+    except IntegrityError:  # another request was faster
+        raise name_taken(job.name) from None
 
 
-def name_taken(job: Job) -> Conflict:
-    """The error for a job whose name is another model's or job's."""
+def name_taken(name: str) -> Conflict:
+    """The error for a name that is another model's or job's."""
     return Conflict(
-        f"The name '{job.name}' is taken.",
+        f"The name '{name}' is taken.",
         param="name",
         code="name_taken",
         hint="A fine-tune is named once; choose another.",
@@ -282,7 +217,7 @@ def metrics(project_id: str, id: str, after: int, limit: int) -> tuple[list[dict
 def _job_using(*columns: Any) -> references.Check:
     def check(session: Session, id: str, project_id: str) -> str | None:
         # A spec names what it has no column for: a reward model.
-        uses = or_(*(column == id for column in columns), cast(Job.spec, String).contains(f'"{id}"'))
+        uses = or_(*(column == id for column in columns), sql_cast(Job.spec, String).contains(f'"{id}"'))
         user = session.scalars(select(Job).where(in_state(Job, *LIVE), uses).limit(1)).first()
         if user is None:
             return None

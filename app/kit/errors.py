@@ -56,6 +56,11 @@ class Refusals:
         self.errors += [error, *error.others]
         error.others = ()
 
+    def concern(self, field: str) -> bool:
+        """Whether one of them is about this field, a part of it, or what it is a part of."""
+        params = [error.param for error in self.errors if error.param is not None]
+        return any(f"{param}.".startswith(f"{field}.") or f"{field}.".startswith(f"{param}.") for param in params)
+
     @contextmanager
     def catch(self) -> Iterator[None]:
         """Adds the `ServiceError` that the block raises, if it raises one, and goes on after the block."""

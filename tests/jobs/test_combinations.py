@@ -56,11 +56,11 @@ def outcome(row: str, method: dict[str, Any], mode: str, **facts: Any) -> str:
     spec = JobSpec.model_validate(
         {"stage": stage, "method": method, "hyperparameters": settings, "deploy": {"mode": mode}}
     )
-    known = {"model_type": "qwen2", "max_length": 2048}
+    known = {"model_type": "qwen2", "max_length": 2048, "hidden_size": 64}
     base = Model(name="base", kind="base", chat_template="{{ messages }}", facts=known | facts)
     try:
         for rule in RULES:
-            rule(spec, base, dataset_of(ROWS[stage]))
+            rule.check(spec, base, dataset_of(ROWS[stage]))
     except InvalidValue as error:
         return refusal(error)
     return spec.deploy.mode
