@@ -133,7 +133,7 @@ async def list_events(
     def read(number: int) -> streaming.Batch[Event]:
         return service.events(project, id, number, 1000)
 
-    rows = streaming.rows(read, (found, more, ended), start, follow=True)
+    rows = streaming.followed(Event, id, read, (found, more, ended), start, lambda _: True)
     return streaming.server_sent(rows, lambda event: event.type, event_out)
 
 
@@ -163,8 +163,9 @@ async def list_logs(
     first = await anyio.to_thread.run_sync(read, start, limit)
     wanted = request.headers.get("accept", "")
     if "text/event-stream" in wanted:
-        return streaming.server_sent(streaming.rows(read, first, start, follow=True), lambda _: "log", log_out)
+        rows = streaming.followed(Log, id, read, first, start, lambda row: attempt in (None, row.attempt))
+        return streaming.server_sent(rows, lambda _: "log", log_out)
     if "text/plain" in wanted:
-        whole = streaming.rows(read, first, start, follow=False)
-        return StreamingResponse((row.text async for row in whole if row), media_type="text/plain")
+        whole = streaming.stored(read, first)
+        return StreamingResponse((row.text async for row in whole), media_type="text/plain")
     return Page(data=[log_out(each) for each in first[0]], has_more=first[1])
