@@ -10,20 +10,19 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
+from app.kit.extras import INSTALL_TRAINING, TRAINING_PACKAGES, missing_for_training
 from app.kit.home import is_open
 from app.settings import Settings
 
 GIB = 2**30
 CHECK_SECONDS = 20.0
 OLDEST_PYTHON = (3, 11)
-TRAINING_PACKAGES = ("torch", "transformers", "peft", "accelerate")
-INSTALL = "Run `make install`."
 
 
 class Finding(NamedTuple):
@@ -40,7 +39,7 @@ Check = Callable[[Settings], Finding]
 def python_version(settings: Settings) -> Finding:
     found = f"{sys.version.split()[0]} at {sys.executable}"
     if sys.version_info < OLDEST_PYTHON:
-        return Finding("fail", found, "Install Python 3.11 or later, then `make install PYTHON=python3.11`.")
+        return Finding("fail", found, "Install Python 3.11 or later, and Burnish with it.")
     return Finding("ok", found)
 
 
@@ -149,10 +148,9 @@ def storage(settings: Settings) -> Finding:
 
 def address(settings: Settings) -> Finding:
     """Our service may answer at the port, or nobody: anyone else is in the way."""
-    import socket
-
     import httpx
 
+    from app.kit.address import check_free, local_url
     from app.kit.guards import is_loopback
 
     place = f"{settings.host}:{settings.port}"
@@ -160,13 +158,13 @@ def address(settings: Settings) -> Finding:
         hint = "Make one with `burnish keys create --admin`, or set BURNISH_HOST=127.0.0.1."
         return Finding("fail", f"{place} is not loopback, and there is no key", hint)
     try:
-        answer = httpx.get(f"http://{place}/health", timeout=5, trust_env=False)
+        answer = httpx.get(f"{local_url(settings.host, settings.port)}/health", timeout=5, trust_env=False)
         health = answer.json() if answer.is_success else {}
         if isinstance(health, dict) and health.get("status") == "ok" and "version" in health:
             return Finding("ok", f"Burnish {health['version']} answers at {place}")
     except httpx.ConnectError:
         try:
-            socket.create_server((settings.host, settings.port), reuse_port=False).close()
+            check_free(settings.host, settings.port)
         except OSError as error:
             return Finding(
                 "fail", f"{place}: {error.strerror}", "Choose another one with BURNISH_HOST and BURNISH_PORT."
@@ -189,9 +187,9 @@ def _has_key() -> bool:
 
 
 def training(settings: Settings) -> Finding:
-    missing = [name for name in TRAINING_PACKAGES if util.find_spec(name) is None]
+    missing = missing_for_training()
     if missing:
-        return Finding("fail", f"{', '.join(missing)} not installed", INSTALL)
+        return Finding("fail", f"{', '.join(missing)} not installed", INSTALL_TRAINING)
     return Finding("ok", ", ".join(f"{name} {metadata.version(name)}" for name in TRAINING_PACKAGES))
 
 
@@ -217,7 +215,7 @@ def vllm(settings: Settings) -> Finding:
     return Finding(
         "fail" if needed else "warn",
         f"none at {settings.vllm_python}",
-        f"{INSTALL} Or name an environment that has it with BURNISH_VLLM_PYTHON"
+        "Make that environment (docs/operations.md, Install), or name another one with BURNISH_VLLM_PYTHON"
         + (", or set BURNISH_ENGINE=auto." if needed else "; until then the slower embedded engine serves."),
     )
 
@@ -240,7 +238,7 @@ def engine(settings: Settings) -> Finding:
         chosen = "vllm" if _vllm(settings) else "embedded"
     found = f"BURNISH_ENGINE={settings.engine} takes {chosen}"
     if chosen == "embedded" and training(settings).status == "fail":
-        return Finding("fail", f"{found}, which needs the packages of training", INSTALL)
+        return Finding("fail", f"{found}, which needs the packages of training", INSTALL_TRAINING)
     return Finding("ok", found)
 
 

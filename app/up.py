@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import Popen
 from typing import NoReturn
 
+import httpx
+
 from app.kit import gpus
+from app.kit.address import check_free, local_url
+from app.kit.extras import INSTALL_TRAINING, missing_for_training
 from app.kit.guards import is_loopback
 from app.kit.home import make_home
+from app.kit.home_lock import hold_home
 from app.kit.processes import python, spawn, stop
-from app.settings import get_settings
+from app.settings import Settings, get_settings
 
 # What `up` runs, each in a process of its own that is started again when it ends.
 PROCESSES: dict[str, list[str]] = {
@@ -31,6 +38,9 @@ HOUSEKEEPING_THREADS = 4
 # A process that lived this long has recovered: its next restart is immediate again.
 HEALTHY_SECONDS = 30.0
 LONGEST_PAUSE_SECONDS = 30.0
+# Between two looks whether the API answers, while the service starts.
+LOOK_SECONDS = 0.1
+ENDS = (signal.SIGINT, signal.SIGTERM)
 
 
 def migrate() -> None:
@@ -48,6 +58,7 @@ def api() -> None:
     import uvicorn
 
     settings = get_settings()
+    require_port(settings.host, settings.port)
     require_key(settings.host)
     make_home()
     uvicorn.run(
@@ -58,6 +69,19 @@ def api() -> None:
         access_log=False,
         timeout_graceful_shutdown=5,
     )
+
+
+def require_port(host: str, port: int) -> None:
+    """Ends the program with a sentence if it cannot listen there."""
+    try:
+        check_free(host, port)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            sys.exit(f"Port {port} of {host} is taken by another program. Stop it, or set BURNISH_PORT to a free port.")
+        sys.exit(
+            f"Burnish cannot listen on {host}:{port} ({error.strerror}). "
+            "Set BURNISH_HOST to an address of this machine, and BURNISH_PORT to a port that you may use."
+        )
 
 
 def require_key(host: str) -> None:
@@ -75,6 +99,9 @@ def worker(queue: str) -> NoReturn:
     """Becomes the Celery worker of one queue, `training` (a thread per slot) or `housekeeping`."""
     settings = get_settings()
     make_home()
+    missing = missing_for_training()
+    if queue == "training" and missing:
+        sys.exit(f"This worker cannot train, since packages are missing: {', '.join(missing)}. {INSTALL_TRAINING}")
     try:
         threads = gpus.slots(gpus.own_gpus(settings.gpus)) if queue == "training" else HOUSEKEEPING_THREADS
     except (ValueError, gpus.GpusUnreadable) as error:
@@ -103,48 +130,89 @@ def _become(command: list[str]) -> NoReturn:
 
 
 def up() -> None:
-    """Migrates, then keeps every process of the service running until SIGINT or SIGTERM; then ends them all."""
+    """Keeps every process of the service running until SIGINT or SIGTERM, then ends them all.
+
+    Ends the program with a sentence: before it changes anything, if another `up` has the home or another program the port;
+    after it has stopped everything, if a process ends before the API answers.
+    """
     settings = get_settings()
-    migrate()
-    require_key(settings.host)
+    with hold_home():
+        require_port(settings.host, settings.port)
+        migrate()
+        require_key(settings.host)
+        _run(settings)
+
+
+@dataclass
+class _Run:
+    """What `up` and the threads that keep its processes tell each other."""
+
+    logs: Path
+    ending: threading.Event = field(default_factory=threading.Event)
+    serving: threading.Event = field(default_factory=threading.Event)
+    failure: str | None = None  # the first process that ended before the API answered
+
+
+def _run(settings: Settings) -> None:
     logs = settings.home.resolve() / "logs"
     logs.mkdir(exist_ok=True)
+    missing = missing_for_training()
+    if missing:
+        print(f"Training is off, since packages are missing: {', '.join(missing)}. {INSTALL_TRAINING}", flush=True)
     # Waited for, not handled: a handler that sets an event deadlocks when a second signal interrupts the first.
-    ends = (signal.SIGINT, signal.SIGTERM)
-    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
-    ending = threading.Event()
-    print(
-        f"Burnish serves http://{settings.host}:{settings.port} (docs at /docs). Logs are in {logs}. Ctrl-C ends it.",
-        flush=True,
-    )
-    keepers = [threading.Thread(target=_keep, args=(name, logs, ending)) for name in PROCESSES]
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
+    print(f"Burnish starts. Logs are in {logs}.", flush=True)
+    run = _Run(logs)
+    names = [name for name in PROCESSES if name != "training" or not missing]
+    keepers = [threading.Thread(target=_keep, args=(name, run)) for name in names]
     for keeper in keepers:
         keeper.start()
-    signal.sigwait(ends)
-    ending.set()
+    url = local_url(settings.host, settings.port)
+    ended = None
+    while ended is None and run.failure is None and not _answers(url):
+        ended = signal.sigtimedwait(ENDS, LOOK_SECONDS)
+    failure = run.failure
+    if ended is None and failure is None:
+        run.serving.set()
+        print(f"Burnish serves {url} (docs at /docs). Ctrl-C ends it.", flush=True)
+        signal.sigwait(ENDS)
+    run.ending.set()
     for keeper in keepers:
         keeper.join()
+    if failure is not None:
+        sys.exit(failure)
 
 
-def _keep(name: str, logs: Path, ending: threading.Event) -> None:
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=2, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _keep(name: str, run: _Run) -> None:
     """Starts a process again whenever it ends, with a growing pause while it keeps failing."""
     pause = 0.0
-    while not ending.wait(pause):
+    while not run.ending.wait(pause):
         started = time.monotonic()
         try:
-            process = _start(name, logs)
+            process = _start(name, run.logs)
         except OSError as error:  # no memory, no disk: it may pass
             pause = min(max(2 * pause, 0.5), LONGEST_PAUSE_SECONDS)
             print(f"{name} cannot be started ({error}); trying again in {pause:.0f} s", flush=True)
             continue
-        while process.poll() is None and not ending.wait(0.2):
+        while process.poll() is None and not run.ending.wait(0.2):
             pass
-        if ending.is_set():
+        if run.ending.is_set():
             stop(process, STOP_SECONDS)
             return
         lived = time.monotonic() - started
         pause = 0.0 if lived > HEALTHY_SECONDS else min(max(2 * pause, 0.5), LONGEST_PAUSE_SECONDS)
-        print(f"{name} ended with exit code {process.returncode}; starting it again. See {logs / name}.log", flush=True)
+        ended, log = f"{name} ended with exit code {process.returncode}", f"{run.logs / name}.log"
+        if run.serving.is_set():
+            print(f"{ended}; starting it again. See {log}", flush=True)
+        elif run.failure is None:
+            run.failure = f"Burnish could not start: {ended}. See {log}"
 
 
 def _start(name: str, logs: Path) -> Popen[bytes]:

@@ -37,7 +37,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what is started below is ended
     with console.status("Starting the service: API, workers, engine"):
         own = {name: value for name, value in os.environ.items() if name.startswith("BURNISH_")}
-        process, url = start_service(own | {"BURNISH_PORT": str(settings.port)})
+        try:
+            process, url = start_service(own | {"BURNISH_PORT": str(settings.port)})
+        except RuntimeError as error:  # it has said why
+            sys.exit(str(error))
     try:
         with httpx.Client(base_url=url, timeout=settings.engine_wait_seconds + 60) as client:
             show(client, settings.home / "demo")

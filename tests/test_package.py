@@ -1,4 +1,4 @@
-"""Installed without the checkout, from a source archive, Burnish is the whole service."""
+"""Installed without the checkout, from a source archive, Burnish is the whole service; and one `up` has a home to itself."""
 
 from __future__ import annotations
 
@@ -69,6 +69,15 @@ class Up:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def refusal(self, word: str, **settings: str) -> str:
+        """What `burnish WORD` says, which must end at once and fail."""
+        done = subprocess.run(
+            [self.command, word], cwd=self.folder, env=environment(**settings), capture_output=True, text=True, timeout=30
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (1, "")
+        assert is_up(self.url)
+        return done.stderr
+
 
 @pytest.fixture(scope="module")
 def up(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
@@ -84,8 +93,8 @@ def up(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         )
     started = Up(command, folder, port, process)
     try:
-        eventually(lambda: is_up(started.url) or process.poll() is not None, 60, "the start")
-        assert process.poll() is None, said.read_text()
+        eventually(lambda: "Burnish serves" in said.read_text() or process.poll() is not None, 60, "the start")
+        assert is_up(started.url), said.read_text()  # from the moment that it says so
         yield started
         training = folder / ".burnish" / "logs" / "training.log"
         eventually(lambda: "ready." in training.read_text(), 30, "the training worker")
@@ -116,3 +125,19 @@ def test_an_installed_service_answers_from_any_folder(site: Path, up: Up) -> Non
         assert (preview.status_code, "<|im_start|>" in preview.text) == (200, True), preview.text
         plan = client.post("/jobs?dry_run=true", json={"base_model": "demo-base", "dataset": dataset})
         assert plan.status_code == 200, plan.text
+
+
+def test_a_second_start_on_the_same_home_is_refused(up: Up) -> None:
+    said = up.refusal("up", BURNISH_PORT=str(free_port()))
+    home = (up.folder / ".burnish").resolve()
+    assert said.startswith(f"Burnish already runs on {home} (process {up.process.pid}, since ")
+    assert "BURNISH_HOME" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("word", ["up", "api"])
+def test_a_port_that_is_taken_ends_the_start_before_anything_is_made(up: Up, word: str, tmp_path: Path) -> None:
+    said = up.refusal(word, BURNISH_PORT=str(up.port), BURNISH_HOME=str(tmp_path / "other"))
+    taken = f"Port {up.port} of 127.0.0.1 is taken by another program."
+    assert said == f"{taken} Stop it, or set BURNISH_PORT to a free port.\n"
+    assert not [path for path in tmp_path.glob("other/*") if path.name != "up.lock"]
