@@ -14,7 +14,7 @@ import pytest
 from app.kit.home_lock import hold_home
 from app.kit.processes import python
 from demo.service import free_port
-from tests.conftest import eventually
+from tests.conftest import eventually, settings_of
 
 
 def environment(home: Path, **settings: str) -> dict[str, str]:
@@ -100,14 +100,16 @@ def test_an_address_of_another_machine_is_named(tmp_path: Path) -> None:
 
 
 def test_a_home_is_free_again_when_its_holder_was_killed(tmp_path: Path) -> None:
-    hold = "import sys, pathlib; from app.kit.home_lock import hold_home\n"
-    hold += "with hold_home(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
-    command = [sys.executable, "-c", hold, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        with pytest.raises(SystemExit, match=f"process {holder.pid}, since"), hold_home(tmp_path):
+    hold = "import sys; from app.kit.home_lock import hold_home\n"
+    hold += "with hold_home(): print('held', flush=True); sys.stdin.read()"
+    with settings_of({"BURNISH_HOME": str(tmp_path)}):
+        command = [sys.executable, "-c", hold]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+            assert holder.stdout is not None
+            holder.stdout.readline()
+            with pytest.raises(SystemExit, match=f"process {holder.pid}, since"), hold_home():
+                pass
+            holder.kill()
+        with hold_home():
             pass
-        holder.kill()
-    with hold_home(tmp_path):
         assert f"process {os.getpid()}," in (tmp_path / "up.lock").read_text()

@@ -59,7 +59,9 @@ def publish(job: Job, output: Path) -> Model:
     with writing() as session:
         row = attempts.hold(session, job)
         base = session.get_one(Model, job.base_model_id)
-        if find(session, job.project_id, job.name):  # registered meanwhile: hours of training are not lost to a name
+        named = find(session, job.project_id, job.name)
+        # Another project's base model does not take a job's name away. Hours of training are not lost to any other.
+        if named is not None and (named.kind != "base" or named.project_id == job.project_id):
             row.name = job.name = f"{job.name[:55]}-{job.id[-8:]}"
             add_event(session, row, "warning", f"The name was taken meanwhile; the model is '{job.name}'.")
         model = Model(

@@ -106,16 +106,19 @@ def judge(session: Session, project_id: str, request: JobCreate) -> Judged:
     apply(RULES, refusals, spec, base, dataset)
     if request.name is not None:
         with refusals.catch():
-            _require_free_name(session, project_id, request.name)
+            models.require_free_name(session, project_id, request.name)
     refusals.raise_all()
     return Judged(spec, base, dataset)
 
 
 def require_room(session: Session, project_id: str) -> None:
-    """Raises `Conflict` where the project's limits leave no room for another job or its outcome."""
+    """Raises `Conflict` if the project's limits leave no room for another job or its outcome.
+
+    Holds the project until the transaction ends, and before anything else is held: for its limits and its names.
+    """
+    lock_project(session, project_id)
     most = project_limits(session, project_id).queued_jobs
     if most is not None:
-        lock_project(session, project_id)
         queued = session.scalar(select(func.count()).where(Job.project_id == project_id, Job.status == "queued")) or 0
         if queued >= most:
             raise Conflict(
@@ -141,27 +144,13 @@ def _dataset(session: Session, project_id: str, spec: JobSpec, id: str, param: s
     return dataset
 
 
-def _require_free_name(session: Session, project_id: str, name: str) -> None:
-    if models.find(session, project_id, name) is not None or _job_named(session, name, project_id):
-        raise name_taken(name)
-
-
 def _claim_name(session: Session, job: Job) -> None:
+    models.require_free_name(session, job.project_id, job.name)
     try:
         with session.begin_nested():
             session.add(job)
-    except IntegrityError:  # another request was faster
-        raise name_taken(job.name) from None
-
-
-def name_taken(name: str) -> Conflict:
-    """The error for a name that is another model's or job's."""
-    return Conflict(
-        f"The name '{name}' is taken.",
-        param="name",
-        code="name_taken",
-        hint="A fine-tune is named once; choose another.",
-    )
+    except IntegrityError:  # a job of that name has succeeded
+        raise models.name_taken(job.name) from None
 
 
 def get(project_id: str, id: str) -> Job:

@@ -81,7 +81,7 @@ def retry(project_id: str, id: str) -> Job:
             with session.begin_nested():
                 move(session, job, "retry", "Tried again.")
         except IntegrityError:
-            raise service.name_taken(job.name) from None
+            raise models.name_taken(job.name) from None
         record(session, "job.retry", job.id)
     wake("train")
     return job
@@ -98,7 +98,7 @@ def _require_parts(session: Session, job: Job) -> None:
             )
     named = models.find(session, job.project_id, job.name)
     if named is not None and named.id != job.model_id:
-        raise service.name_taken(job.name)
+        raise models.name_taken(job.name)
 
 
 def delete(project_id: str, id: str) -> None:

@@ -6,8 +6,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.kit.database import reading, writing
-from app.kit.errors import InvalidValue
-from app.models.service import find, not_found
+from app.kit.errors import Conflict, InvalidValue
+from app.models.service import find, not_found, require_free_name
 from app.models.tables import Grant, Model
 from app.projects.audit import record
 from app.projects.service import find_project
@@ -15,12 +15,14 @@ from app.projects.tables import Project
 
 
 def grant(project_id: str, name: str, to: str) -> tuple[Grant, Project]:
-    """Grants the project's fine-tune `name` to the project `to` (name or id); once granted it stays so.
+    """Grants the project's fine-tune `name` to the project `to` (name or id); granting it again changes nothing.
 
-    Raises `NotFound`, and `InvalidValue` for a base model, which everybody sees, and for the owner.
+    Raises `NotFound`, `InvalidValue` for a base model, which every project sees, and for the owner, and `Conflict` if the
+    other project already sees a model of that name.
     """
     with writing() as session:
-        model, project = _own(session, project_id, name), find_project(session, to, lock=True)
+        project = find_project(session, to, lock=True)
+        model = _own(session, project_id, name)
         if model.kind == "base" or project.id == project_id:
             raise InvalidValue(
                 f"The project '{project.name}' sees the model '{model.name}' already.",
@@ -29,6 +31,7 @@ def grant(project_id: str, name: str, to: str) -> tuple[Grant, Project]:
             )
         row = session.get(Grant, (model.id, project.id))
         if row is None:
+            _require_free_name(session, project, model)
             row = Grant(model_id=model.id, project_id=project.id)
             session.add(row)
             record(session, "model.grant", model.id, project=project.id)
@@ -52,6 +55,19 @@ def list_grants(project_id: str, name: str) -> list[tuple[Grant, Project]]:
         query = select(Grant, Project).join(Project, Project.id == Grant.project_id)
         rows = session.execute(query.where(Grant.model_id == model.id).order_by(Grant.created_at, Grant.project_id))
         return [(row, project) for row, project in rows]
+
+
+def _require_free_name(session: Session, project: Project, model: Model) -> None:
+    """Raises `Conflict` if the name already means something in the project: a grant must not change what it asks."""
+    try:
+        require_free_name(session, project.id, model.name)
+    except Conflict:
+        raise Conflict(
+            f"The project '{project.name}' already has the name '{model.name}' for a model that it sees or trains.",
+            param="project",
+            code="name_taken",
+            hint="Grant a fine-tune of another name, or delete the other model first.",
+        ) from None
 
 
 def _own(session: Session, project_id: str, name: str) -> Model:

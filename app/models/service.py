@@ -27,10 +27,12 @@ from app.models.tables import Grant, Model, is_base
 from app.projects import removal, stored
 from app.projects.audit import record
 from app.projects.idempotency import creating, remember
+from app.projects.limits import lock_project
 
 DEMO_BASE = Path(__file__).resolve().with_name("demo_base")
 # What a model of these states waits for.
 PREPARED_BY: dict[str, Wakeable] = {"downloading": "download", "merging": "train"}
+TUNED = tuple(kind for kind in get_args(Kind) if kind != "base")
 HUB_SOURCE = re.compile(r"(modelscope|hf)://[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[A-Za-z0-9][\w./-]*)?")
 
 
@@ -71,8 +73,7 @@ def register(project_id: str, request: ModelCreate) -> Model:
         read_directory(model, Path(request.source), architecture_only=request.architecture_only)
     try:
         with creating() as session:
-            if references(session, "model name", request.name, project_id):
-                raise _taken(request.name)
+            require_free_name(session, project_id, request.name)
             if kept is not None:
                 kept.adopt(session, model)
             session.add(model)
@@ -82,13 +83,24 @@ def register(project_id: str, request: ModelCreate) -> Model:
             if kept is not None:
                 stored.add(session, project_id, model.stored_bytes)
     except IntegrityError:
-        raise _taken(request.name) from None
+        raise name_taken(request.name) from None
     if model.status in PREPARED_BY:
         wake(PREPARED_BY[model.status])
     return model
 
 
-def _taken(name: str) -> Conflict:
+def require_free_name(session: Session, project_id: str, name: str) -> None:
+    """Raises `Conflict` if the project sees a model of this name, or a job of it that has not ended will make one.
+
+    Holds the project until the transaction ends: two that want the same name must not both find it free.
+    """
+    lock_project(session, project_id)
+    if find(session, project_id, name) is not None or references(session, "model name", name, project_id):
+        raise name_taken(name)
+
+
+def name_taken(name: str) -> Conflict:
+    """The error for a name that already means something in the project."""
     return Conflict(
         f"The name '{name}' is taken.", param="name", code="name_taken", hint="A model is named once; choose another."
     )
@@ -139,11 +151,11 @@ def _move_to(folder: Path, known: Model) -> None:
 
 
 def find(session: Session, project_id: str, name: str) -> Model | None:
-    """The model of this name or id that the project sees: its own before a base model, that before one that is granted."""
+    """The model that the project means by this id or name: an id before a name, the project's own model before one that it
+    was granted, and that before another project's base model."""
     query = select(Model).where(or_(*_seen_by(project_id)), or_(Model.name == name, Model.id == name))
-    return session.scalars(
-        query.order_by(Model.project_id != project_id, Model.kind != "base", Model.id).limit(1)
-    ).first()
+    order = (Model.id != name, Model.project_id != project_id, is_base(), Model.id)
+    return session.scalars(query.order_by(*order).limit(1)).first()
 
 
 def _seen_by(project_id: str, kinds: Sequence[str] = get_args(Kind)) -> list[ColumnElement[bool]]:
@@ -187,11 +199,15 @@ def list_models(project_id: str, paging: Paging, kind: str | None, status: str |
 
 
 def servable(project_id: str) -> list[Model]:
-    """Every model that can be chatted with, newest first."""
+    """Every model that can be chatted with by its name, newest first."""
     seen = union_all(*(select(Model.id).where(each, Model.status == "ready") for each in _seen_by(project_id)))
     query = select(Model).where(Model.id.in_(seen)).order_by(Model.id.desc())
     with reading() as session:
-        return [model for model in session.scalars(query) if answers(model)]
+        found = [model for model in session.scalars(query) if answers(model)]
+        others = [model.name for model in found if model.kind == "base" and model.project_id != project_id]
+        tuned = select(Model.name).where(or_(*_seen_by(project_id, TUNED)), Model.name.in_(others))
+        hidden = set(session.scalars(tuned))
+    return [model for model in found if model.kind != "base" or model.name not in hidden]
 
 
 def answers(model: Model) -> bool:
@@ -240,10 +256,11 @@ def delete(project_id: str, name: str) -> None:
 def _remove_all(session: Session, project_id: str) -> Callable[[], None]:
     """Base models are everybody's: they pass to the default project. Fine-tunes end with theirs."""
     own = select(Model).where(Model.project_id == project_id)
+    lock_project(session, DEFAULT_PROJECT)  # nothing is granted to it under the names that pass to it
     for model in session.scalars(own.where(Model.kind == "base")):
         if find(session, DEFAULT_PROJECT, model.name) is not model:
             raise Conflict(
-                f"The base model '{model.name}' would pass to the default project, which has a model of that name.",
+                f"The base model '{model.name}' would pass to the default project, which sees a model of that name.",
                 code="name_taken",
                 hint="Delete one of the two first.",
             )
