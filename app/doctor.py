@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from app.kit.extras import INSTALL_TRAINING, TRAINING_PACKAGES, missing_for_training
 from app.kit.home import is_open
-from app.settings import Settings
+from app.settings import Settings, folders
 
 GIB = 2**30
 CHECK_SECONDS = 20.0
@@ -62,6 +62,14 @@ def home(settings: Settings) -> Finding:
         mend = f"chmod 700 {folder}, or set BURNISH_HOME to a directory of the service's own."
         return Finding("warn", f"{folder} is open to other users of this machine", mend)
     return _room_in(folder, "Set BURNISH_HOME to a directory of yours on a disk with room.")
+
+
+def model_roots(settings: Settings) -> Finding:
+    roots = folders(settings.model_roots)
+    missing = [str(root) for root in roots if not root.is_dir()]
+    if missing:
+        return Finding("fail", f"no directory at {', '.join(missing)}", "Correct BURNISH_MODEL_ROOTS.")
+    return Finding("ok", ", ".join(map(str, roots)) or "none: with keys, models come from hubs only")
 
 
 def _room_in(folder: Path, mend: str) -> Finding:
@@ -258,6 +266,7 @@ CHECKS: dict[str, Check] = {
     "Python": python_version,
     "machine": machine,
     "home": home,
+    "model roots": model_roots,
     "database": database,
     "broker": broker,
     "storage": storage,

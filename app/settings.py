@@ -32,6 +32,20 @@ def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
 
 
+def folders(text: str) -> tuple[Path, ...]:
+    """The folders that `text` lists, with commas. Raises `ValueError`, which names one that is not absolute."""
+    found = tuple(Path(part.strip()) for part in text.split(",") if part.strip())
+    for folder in found:
+        if not folder.is_absolute():
+            raise ValueError(f"'{folder}' is not an absolute path")
+    return found
+
+
+def _folders(text: str) -> str:
+    folders(text)
+    return text
+
+
 def _networks(text: str) -> str:
     networks(text)
     return text
@@ -62,6 +76,9 @@ class Settings(BaseSettings):
     )
     max_request_bytes: PositiveInt = Field(16 * 2**20, description="Largest JSON request body, in bytes.")
 
+    model_roots: Annotated[str, AfterValidator(_folders)] = Field(
+        "", description="Folders, with commas, below which models may be registered once there are keys."
+    )
     allow_remote_code: str = Field(
         "", description="Sources of models whose own code may run, with commas: what you would let run as this service."
     )

@@ -37,6 +37,12 @@ def _local_root() -> Path | None:
     return Path(root) if "file" in filesystem.protocol else None
 
 
+def own_folders() -> list[Path]:
+    """The directories of this machine that hold what all projects own: the home, and the store if it is a directory."""
+    root = _local_root()
+    return [get_settings().home.resolve(), *([root.resolve()] if root else [])]
+
+
 def _incoming() -> Path:
     return (_local_root() or get_settings().home.resolve()) / "incoming"
 

@@ -18,6 +18,7 @@ from app.kit.ids import new_id
 from app.kit.pagination import Paging, newest_first
 from app.kit.queue import Wakeable, wake
 from app.kit.references import references
+from app.models import roots
 from app.models.chat_templates import end_of, require_end, text_of
 from app.models.inspection import inspect_model
 from app.models.own_code import require_allowed
@@ -70,7 +71,10 @@ def register(project_id: str, request: ModelCreate) -> Model:
             )
         model.status = "downloading"
     elif kept is None:
-        read_directory(model, Path(request.source), architecture_only=request.architecture_only)
+        folder = roots.resolve(request.source)
+        if folder != DEMO_BASE.resolve():
+            roots.require_allowed(folder, request.source)
+        read_directory(model, folder, architecture_only=request.architecture_only)
     try:
         with creating() as session:
             require_free_name(session, project_id, request.name)

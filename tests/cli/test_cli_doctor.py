@@ -25,6 +25,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Settings], Finding], dict[str, str]]] = {
     "home": (doctor.home, {"home": "/proc/nowhere"}),
+    "model roots": (doctor.model_roots, {"model_roots": "/proc/nowhere"}),
     "PostgreSQL": (doctor.database, {"database_url": "postgresql://burnish:secret@127.0.0.1:1/none"}),
     "Redis": (doctor.broker, {"broker_url": "redis://:secret@127.0.0.1:1/0"}),
     "storage": (doctor.storage, {"storage_url": "file:///proc/nowhere"}),
