@@ -8,6 +8,8 @@ import threading
 import time
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+# What `new_id` makes, and the one id that it did not make: the default project's.
+_ID = re.compile(rf"(?P<prefix>[a-z]+)_(?:[0-7][{_ALPHABET}]{{25}}|(?<=proj_)default)")
 _lock = threading.Lock()
 _last = 0
 
@@ -22,6 +24,7 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{''.join(digits)}"
 
 
-def is_id(text: str, prefix: str) -> bool:
-    """Whether the text could be an id of this kind, also of an object that is gone."""
-    return re.fullmatch(rf"{prefix}_[0-7][{_ALPHABET}]{{25}}", text) is not None
+def is_id(text: str, prefix: str | None = None) -> bool:
+    """Whether the text could be an id of this kind, or of any kind, also of an object that is gone."""
+    found = _ID.fullmatch(text)
+    return found is not None and prefix in (None, found["prefix"])

@@ -8,6 +8,7 @@ from datetime import date, datetime
 from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
@@ -19,7 +20,16 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+from app.kit.ids import is_id
+
+
+def _no_id(name: str) -> str:
+    if is_id(name):
+        raise ValueError("a name must not look like an id, since names work wherever ids do")
+    return name
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"), AfterValidator(_no_id)]
 
 Metadata = Annotated[
     dict[

@@ -155,14 +155,14 @@ def require_another_admin(session: Session, key: Key) -> None:
 
 
 def find_project(session: Session, name: str, *, lock: bool = False, alone: bool = False) -> Project:
-    """The project of this name or id; with `lock`, held until the transaction ends. Raises `NotFound`.
+    """The project of this id or, failing that, of this name; with `lock`, held until the transaction ends. Raises `NotFound`.
 
     What refers to it may be inserted meanwhile; with `alone`, only after that.
     """
-    query = select(Project).where(or_(Project.id == name, Project.name == name))
+    query = select(Project).where(or_(Project.id == name, Project.name == name)).order_by(Project.id != name).limit(1)
     if lock or alone:
         query = query.with_for_update(key_share=not alone)
-    project = session.scalars(query).one_or_none() if "\0" not in name else None
+    project = session.scalars(query).first() if "\0" not in name else None
     if project is None:
         raise NotFound(
             f"The project '{name}' does not exist.", code="project_not_found", hint="GET /projects lists those that do."

@@ -11,8 +11,10 @@ import httpx
 import pytest
 
 from app.jobs import attempts
-from app.kit.database import reading
+from app.kit.database import reading, writing
+from app.kit.ids import new_id
 from app.models.service import find
+from app.projects.tables import Project
 from tests.conftest import DEMO_BASE
 from tests.datasets.helpers import jsonl, new_row, refusal
 from tests.models.test_checkpoints import write_output
@@ -70,6 +72,44 @@ def test_nothing_is_granted_under_a_name_that_means_something(keys: Keys, client
     ours.post(f"/jobs/{job['id']}/cancel").raise_for_status()
     for each in names[2:]:
         admin.put(f"/models/{each}/grants/ours").raise_for_status()
+
+
+# The second is the id of the project that is always there; the others are none, but could be.
+@pytest.mark.parametrize(
+    ("path", "id"),
+    [
+        ("/projects", "proj_01k0000000000000000000000x"),
+        ("/projects", "proj_default"),
+        ("/models", "model_01k0000000000000000000000x"),
+    ],
+)
+def test_a_name_does_not_look_like_an_id(keys: Keys, client_of: As, path: str, id: str) -> None:
+    body = {"name": id} | ({"source": str(DEMO_BASE)} if path == "/models" else {})
+    error = refusal(client_of(keys.admin).post(path, json=body), 422, "invalid_value")
+    assert (error["param"], "look like an id" in error["message"]) == ("name", True)
+    plausible = f"{id.split('_')[0]}_{uuid4().hex[:8]}"
+    assert client_of(keys.admin).post(path, json=body | {"name": plausible}).status_code == 201
+
+
+def test_a_job_s_name_does_not_look_like_an_id(keys: Keys, client_of: As) -> None:
+    error = refusal(start_job(client_of(keys.ours["write"]), new_id("model")), 422, "invalid_value")
+    assert error["param"] == "name"
+
+
+def test_an_id_comes_before_a_name_that_equals_it(keys: Keys, client_of: As, name: str) -> None:
+    """Names that look like ids were allowed once: nothing may break by them, and they can be removed."""
+    admin, ours = client_of(keys.admin), client_of(keys.ours["write"])
+    with writing() as session:
+        session.add(Project(id=(odd := new_id("proj")), name="proj_default"))
+    assert admin.get("/projects/proj_default").json()["name"] == "default"
+    made = admin.post("/keys", json={"project": "proj_default", "role": "read"}).raise_for_status().json()
+    assert made["project"] == "proj_default"
+    assert admin.delete(f"/projects/{odd}").status_code == 204
+    granted = fine_tune("default", name)
+    admin.put(f"/models/{name}/grants/ours").raise_for_status()
+    own = fine_tune("ours", granted)
+    assert ours.get(f"/models/{granted}").json()["id"] == granted
+    assert ours.delete(f"/models/{own}").status_code == 204
 
 
 def test_of_a_grant_and_a_new_model_of_the_same_name_one_wins(keys: Keys, client_of: As) -> None:
