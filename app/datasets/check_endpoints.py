@@ -8,7 +8,7 @@ from app.datasets import checking
 from app.datasets.check_schemas import CheckOut, CheckRequest, PreviewOut, PreviewRequest
 from app.kit.errors import errors
 from app.kit.helpers import run_apart
-from app.kit.paths import Id
+from app.kit.paths import NameOrId
 from app.kit.routing import NativeRoute
 from app.projects.access import ToRead
 
@@ -16,10 +16,10 @@ router = APIRouter(prefix="/datasets", tags=["datasets"], route_class=NativeRout
 
 
 @router.post("/{id}/preview", summary="Show a row as the model sees it", responses=errors(404, 409, 422, 503))
-async def preview(id: Id, request: PreviewRequest, project: ToRead) -> PreviewOut:
+async def preview(id: NameOrId, request: PreviewRequest, project: ToRead) -> PreviewOut:
     return await run_apart(project, checking.preview, project, id, request)
 
 
 @router.post("/{id}/check", summary="Count what training would make of the rows", responses=errors(404, 409, 422, 503))
-async def check(id: Id, request: CheckRequest, project: ToRead) -> CheckOut:
+async def check(id: NameOrId, request: CheckRequest, project: ToRead) -> CheckOut:
     return await run_apart(project, checking.check, project, id, request)

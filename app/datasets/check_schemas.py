@@ -32,7 +32,9 @@ class PreviewRequest(RenderRequest):
 class CheckRequest(RenderRequest):
     """What to check the rows for."""
 
-    validation: str | None = Field(None, max_length=64, description="Id of a dataset to look for the same rows in.")
+    validation: str | None = Field(
+        None, max_length=200, description="Name or id of a dataset to look for the same rows in."
+    )
 
 
 class Sequence(BaseModel):

@@ -8,7 +8,7 @@ from app.datasets import rendering, service
 from app.datasets.check_schemas import CheckOut, CheckRequest, PreviewOut, PreviewRequest, RenderRequest
 from app.datasets.tables import Dataset
 from app.kit.database import reading
-from app.kit.errors import InvalidValue, NotFound
+from app.kit.errors import Conflict, InvalidValue, NotFound
 from app.models.bases import ready_base, weights_folder
 from app.models.chat_templates import require_end, text_of
 from app.models.own_code import runs_own_code
@@ -75,6 +75,9 @@ def _find(project_id: str, dataset_id: str, request: RenderRequest) -> tuple[Dat
 def _validation(project_id: str, id: str) -> Dataset:
     try:
         return service.get(project_id, id)
+    except Conflict as error:
+        error.param = "validation"
+        raise
     except NotFound as error:
         raise InvalidValue(error.message, param="validation", code=error.code, hint=error.hint) from None
 

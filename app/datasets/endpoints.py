@@ -11,7 +11,7 @@ from app.datasets.schemas import DatasetOut, dataset_out, upload_openapi
 from app.kit.errors import errors
 from app.kit.helpers import run_apart
 from app.kit.pagination import Page, Paging, page_of
-from app.kit.paths import Id
+from app.kit.paths import NameOrId
 from app.kit.routing import NativeRoute
 from app.kit.wire import WholeNumber
 from app.projects.access import ToRead, ToUpload, ToWrite
@@ -41,14 +41,14 @@ def list_datasets(project: ToRead, page: Annotated[Paging, page_of("ds")]) -> Pa
     return Page(data=[dataset_out(dataset) for dataset in datasets], has_more=more)
 
 
-@router.get("/{id}", summary="Get a dataset", responses=errors(404))
-def get_dataset(id: Id, project: ToRead) -> DatasetOut:
+@router.get("/{id}", summary="Get a dataset by name or id", responses=errors(404, 409))
+def get_dataset(id: NameOrId, project: ToRead) -> DatasetOut:
     return dataset_out(service.get(project, id))
 
 
-@router.get("/{id}/rows", summary="List canonical rows", responses=errors(404, 422, 503, 507))
+@router.get("/{id}/rows", summary="List canonical rows", responses=errors(404, 409, 422, 503, 507))
 async def list_rows(
-    id: Id,
+    id: NameOrId,
     project: ToRead,
     limit: Annotated[WholeNumber, Query(ge=1, le=1000, description="How many at most.")] = 20,
     after: Annotated[WholeNumber, Query(ge=-1, le=2**53, description="A row's number: what follows it.")] = -1,
@@ -58,5 +58,5 @@ async def list_rows(
 
 
 @router.delete("/{id}", status_code=204, summary="Delete a dataset", responses=errors(404, 409))
-def delete_dataset(id: Id, project: ToWrite) -> None:
+def delete_dataset(id: NameOrId, project: ToWrite) -> None:
     service.delete(project, id)

@@ -31,6 +31,7 @@ from app.kit.database import reading, writing
 from app.kit.errors import Conflict, InvalidValue, NotFound
 from app.kit.handlers import from_validation
 from app.kit.ids import new_id
+from app.kit.naming import find_named
 from app.kit.pagination import Paging, newest_first
 from app.kit.references import references
 from app.kit.uploads import Upload, receive
@@ -207,26 +208,23 @@ def rows(project_id: str, dataset_id: str, after: int, limit: int) -> tuple[list
 
 
 def get(project_id: str, dataset_id: str) -> Dataset:
-    """The dataset of this id. Raises `NotFound`."""
+    """The dataset of this name or id. Raises what `find` does."""
     with reading() as session:
         return find(session, project_id, dataset_id)
 
 
 def find(session: Session, project_id: str, dataset_id: str, *, lock: bool = False) -> Dataset:
-    """The project's dataset of this id; with `lock` it can be neither deleted nor put to use by others until the end
-    of the transaction. Raises `NotFound`."""
-    query = select(Dataset).where(Dataset.id == dataset_id, Dataset.project_id == project_id)
-    if lock:
-        query = query.with_for_update(of=Dataset)
-    # PostgreSQL holds no NUL, and answers a question about one with an error.
-    dataset = session.scalars(query).one_or_none() if "\0" not in dataset_id else None
+    """The project's dataset of this name or id; with `lock` it can be neither deleted nor put to use by others until the end
+    of the transaction. Raises `NotFound`, and `Conflict` where several have the name."""
+    own = select(Dataset).where(Dataset.project_id == project_id)
+    dataset = find_named(session, Dataset, own, dataset_id, lock=lock)
     if dataset is None:
         raise not_found(dataset_id)
     return dataset
 
 
 def not_found(dataset_id: str) -> NotFound:
-    """The error for an id that no dataset has."""
+    """The error for a name or id that no dataset has."""
     return NotFound(
         f"The dataset '{dataset_id}' does not exist.",
         code="dataset_not_found",
@@ -255,7 +253,7 @@ def delete(project_id: str, dataset_id: str) -> None:
     """Removes a dataset, and the bytes that no other one shares. Raises `NotFound`, or `Conflict` while it is in use."""
     with writing() as session:
         dataset = find(session, project_id, dataset_id, lock=True)
-        if user := references(session, "dataset", dataset_id, project_id):
+        if user := references(session, "dataset", dataset.id, project_id):
             raise Conflict(
                 f"The dataset '{dataset_id}' is in use: {user}.",
                 code="in_use",

@@ -40,7 +40,11 @@ class Dataset(Base):
     None until the rows are first needed. `identity` is the hash of the file's hash and the options that count."""
 
     __tablename__ = "datasets"
-    __table_args__ = (UniqueConstraint("project_id", "identity"), Index("ix_datasets_newest", "project_id", "id"))
+    __table_args__ = (
+        UniqueConstraint("project_id", "identity"),
+        Index("ix_datasets_newest", "project_id", "id"),
+        Index("ix_datasets_name", "project_id", "name"),
+    )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     project_id: Mapped[str] = mapped_column(ForeignKey(Project.id))

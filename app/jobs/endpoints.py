@@ -26,7 +26,7 @@ from app.jobs.tables import Event, Job, Log, Status
 from app.jobs.waiting import standing
 from app.kit.errors import errors
 from app.kit.pagination import Page, Paging, page_of
-from app.kit.paths import Id
+from app.kit.paths import NameOrId
 from app.kit.routing import NativeRoute
 from app.kit.wire import Flag, WholeNumber
 from app.projects.access import ToCreate, ToRead, ToWrite
@@ -64,45 +64,45 @@ def list_jobs(project: ToRead, page: Annotated[Paging, page_of("job")], status: 
     return Page(data=_out(*jobs), has_more=more)
 
 
-@router.get("/{id}", summary="Get a job", responses=errors(404))
-def get_job(id: Id, project: ToRead) -> JobOut:
+@router.get("/{id}", summary="Get a job by name or id", responses=errors(404, 409))
+def get_job(id: NameOrId, project: ToRead) -> JobOut:
     return _out(service.get(project, id))[0]
 
 
 @router.post("/{id}/cancel", summary="Cancel a job", responses=errors(404, 409))
-def cancel_job(id: Id, project: ToWrite) -> JobOut:
+def cancel_job(id: NameOrId, project: ToWrite) -> JobOut:
     return _out(verbs.cancel(project, id))[0]
 
 
 @router.post("/{id}/pause", summary="Pause a job", responses=errors(404, 409))
-def pause_job(id: Id, project: ToWrite) -> JobOut:
+def pause_job(id: NameOrId, project: ToWrite) -> JobOut:
     return _out(verbs.pause(project, id))[0]
 
 
 @router.post("/{id}/resume", summary="Go on with a paused job", responses=errors(404, 409))
-def resume_job(id: Id, project: ToWrite) -> JobOut:
+def resume_job(id: NameOrId, project: ToWrite) -> JobOut:
     return _out(verbs.resume(project, id))[0]
 
 
 @router.post("/{id}/retry", summary="Try a failed job again", responses=errors(404, 409))
-def retry_job(id: Id, project: ToWrite) -> JobOut:
+def retry_job(id: NameOrId, project: ToWrite) -> JobOut:
     return _out(verbs.retry(project, id))[0]
 
 
 @router.delete("/{id}", status_code=204, summary="Delete a job that has ended", responses=errors(404, 409))
-def delete_job(id: Id, project: ToWrite) -> None:
+def delete_job(id: NameOrId, project: ToWrite) -> None:
     verbs.delete(project, id)
 
 
-@router.get("/{id}/checkpoints", summary="What a run can go on from", responses=errors(404))
-def list_checkpoints(id: Id, project: ToRead) -> Page[CheckpointOut]:
+@router.get("/{id}/checkpoints", summary="What a run can go on from", responses=errors(404, 409))
+def list_checkpoints(id: NameOrId, project: ToRead) -> Page[CheckpointOut]:
     found = service.list_checkpoints(project, id)
     return Page(data=[checkpoint_out(each, models) for each, models in found], has_more=False)
 
 
-@router.get("/{id}/metrics", summary="What each optimiser step measured", responses=errors(404, 422))
+@router.get("/{id}/metrics", summary="What each optimiser step measured", responses=errors(404, 409, 422))
 def list_metrics(
-    id: Id,
+    id: NameOrId,
     project: ToRead,
     limit: Annotated[WholeNumber, Query(ge=1, le=10_000, description="How many at most.")] = 1000,
     after: Annotated[WholeNumber, Query(ge=0, le=2**31 - 1, description="A step: what follows it.")] = 0,
@@ -115,10 +115,10 @@ def list_metrics(
     "/{id}/events",
     summary="What happened to a job: a list, or a stream of server-sent events",
     response_model=Page[EventOut],
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}, **errors(404, 422)},
+    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}, **errors(404, 409, 422)},
 )
 async def list_events(
-    id: Id,
+    id: NameOrId,
     project: ToRead,
     request: Request,
     limit: Annotated[WholeNumber, Query(ge=1, le=1000, description="How many at most.")] = 100,
@@ -143,11 +143,11 @@ async def list_events(
     response_model=Page[LogOut],
     responses={
         200: {"content": {kind: {"schema": {"type": "string"}} for kind in ("text/event-stream", "text/plain")}},
-        **errors(404, 422),
+        **errors(404, 409, 422),
     },
 )
 async def list_logs(
-    id: Id,
+    id: NameOrId,
     project: ToRead,
     request: Request,
     limit: Annotated[WholeNumber, Query(ge=1, le=100, description="How many at most.")] = 20,

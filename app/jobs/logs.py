@@ -24,7 +24,7 @@ def read(project_id: str, id: str, after: int, limit: int, attempt: int | None =
     ended. Raises `NotFound`."""
     with reading() as session:
         job = find(session, project_id, id)
-        query = select(Log).where(Log.job_id == id, Log.number > after)
+        query = select(Log).where(Log.job_id == job.id, Log.number > after)
         if attempt is not None:
             query = query.where(Log.attempt == attempt)
         found = list(session.scalars(query.order_by(Log.number).limit(limit + 1)))

@@ -23,7 +23,7 @@ class JobCreate(JobSpec):
         min_length=1, max_length=64, description="Name or id of a base model or fine-tune.", examples=["demo-base"]
     )
     dataset: str = Field(
-        min_length=1, max_length=64, description="Id of a dataset.", examples=["ds_01k0000000000000000000000"]
+        min_length=1, max_length=200, description="Name or id of a dataset.", examples=["ds_01k0000000000000000000000"]
     )
     priority: int = Field(0, ge=-100, le=100, description="The highest goes first, and of those the oldest.")
     resources: Resources = Field(default_factory=Resources, description="What it needs of a worker.")

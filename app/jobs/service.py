@@ -10,6 +10,7 @@ from sqlalchemy import cast as sql_cast
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from app.datasets import service as datasets
 from app.datasets.tables import Dataset
 from app.jobs import attempts, checkpoints, reward_models
 from app.jobs.announcing import announce
@@ -25,6 +26,7 @@ from app.kit.database import reading
 from app.kit.errors import Conflict, InvalidValue, NotFound, Refusals
 from app.kit.ids import new_id
 from app.kit.leases import in_state
+from app.kit.naming import find_named
 from app.kit.pagination import Paging, newest_first
 from app.kit.queue import wake
 from app.models import service as models
@@ -86,7 +88,7 @@ def create(project_id: str, request: JobCreate, *, dry_run: bool = False) -> Job
 def judge(session: Session, project_id: str, request: JobCreate) -> Judged:
     """Judges a job by all rules; what it is made from is held until the transaction ends. Raises all refusals at once."""
     spec, refusals = request.spec(), Refusals()
-    # What does not exist is refused, and no rule that reads it is applied.
+    # What does not exist is refused, and no rule that reads it is applied. From here on the spec names datasets by their ids.
     base, dataset = cast(Model, None), cast(Dataset, None)
     with refusals.catch():
         require_room(session, project_id)
@@ -96,10 +98,12 @@ def judge(session: Session, project_id: str, request: JobCreate) -> Judged:
         dataset = _dataset(session, project_id, spec, request.dataset, "dataset")
     if spec.validation and spec.validation.dataset:
         with refusals.catch():
-            _dataset(session, project_id, spec, spec.validation.dataset, "validation.dataset")
+            spec.validation.dataset = _dataset(
+                session, project_id, spec, spec.validation.dataset, "validation.dataset"
+            ).id
     if spec.replay:
         with refusals.catch():
-            _dataset(session, project_id, spec, spec.replay.dataset, "replay.dataset")
+            spec.replay.dataset = _dataset(session, project_id, spec, spec.replay.dataset, "replay.dataset").id
     with refusals.catch():
         reward_models.hold(session, project_id, spec)
     apply(GPU_RULES, refusals, spec, request.resources.gpus)
@@ -129,17 +133,15 @@ def require_room(session: Session, project_id: str) -> None:
     stored.require_room(session, project_id, 0)
 
 
-def _dataset(session: Session, project_id: str, spec: JobSpec, id: str, param: str) -> Dataset:
+def _dataset(session: Session, project_id: str, spec: JobSpec, name: str, param: str) -> Dataset:
     """The dataset's locked row: it cannot be deleted before the job that uses it is there."""
-    query = select(Dataset).where(Dataset.project_id == project_id, Dataset.id == id).with_for_update(of=Dataset)
-    dataset = session.scalars(query).first()
-    if dataset is None:
-        raise InvalidValue(
-            f"The dataset '{id}' does not exist.",
-            param=param,
-            code="dataset_not_found",
-            hint="Upload one with POST /datasets.",
-        )
+    try:
+        dataset = datasets.find(session, project_id, name, lock=True)
+    except NotFound as error:
+        raise InvalidValue(error.message, param=param, code=error.code, hint=error.hint) from None
+    except Conflict as error:
+        error.param = param
+        raise
     require_rows(spec, dataset, param)
     return dataset
 
@@ -154,15 +156,17 @@ def _claim_name(session: Session, job: Job) -> None:
 
 
 def get(project_id: str, id: str) -> Job:
-    """The job. Raises `NotFound`."""
+    """The job of this name or id. Raises what `find` does."""
     with reading() as session:
         return find(session, project_id, id)
 
 
 def find(session: Session, project_id: str, id: str, *, lock: bool = False) -> Job:
-    """The project's job of this id; with `lock`, held until the transaction ends. Raises `NotFound`."""
-    query = select(Job).where(Job.project_id == project_id, Job.id == id)
-    job = session.scalars(query.with_for_update(of=Job) if lock else query).first()
+    """The project's job of this name or id; with `lock`, held until the transaction ends. Of jobs with one name it is the one that
+    did not fail and was not cancelled. Raises `NotFound`, and `Conflict` where several came to nothing under the name."""
+    own = select(Job).where(Job.project_id == project_id)
+    holds_name = Job.status.not_in(("failed", "cancelled"))
+    job = find_named(session, Job, own, id, lock=lock, unique_where=holds_name)
     if job is None:
         raise NotFound(f"The job '{id}' does not exist.", code="job_not_found", hint="GET /jobs lists those that do.")
     return job
@@ -181,7 +185,9 @@ def events(project_id: str, id: str, after: int, limit: int) -> tuple[list[Event
     """Events after number `after`, oldest first; whether there are more, and whether the job has ended."""
     with reading() as session:
         job = find(session, project_id, id)
-        query = select(Event).where(Event.job_id == id, Event.number > after).order_by(Event.number).limit(limit + 1)
+        query = (
+            select(Event).where(Event.job_id == job.id, Event.number > after).order_by(Event.number).limit(limit + 1)
+        )
         found = list(session.scalars(query))
         return found[:limit], len(found) > limit, job.status in ENDED
 
@@ -189,16 +195,19 @@ def events(project_id: str, id: str, after: int, limit: int) -> tuple[list[Event
 def list_checkpoints(project_id: str, id: str) -> list[tuple[Checkpoint, list[Model]]]:
     """The job's checkpoints, the newest first, each with the models that are made of it. Raises `NotFound`."""
     with reading() as session:
-        found = checkpoints.newest_first(session, find(session, project_id, id).id)
-        used = checkpoints.models_of(session, id)
+        job = find(session, project_id, id)
+        found = checkpoints.newest_first(session, job.id)
+        used = checkpoints.models_of(session, job.id)
         return [(each, used.get(each.key, [])) for each in found]
 
 
 def metrics(project_id: str, id: str, after: int, limit: int) -> tuple[list[dict[str, Any]], bool]:
     """Measurements after step `after`, oldest first, and whether there are more."""
     with reading() as session:
-        find(session, project_id, id)
-        query = select(Metric).where(Metric.job_id == id, Metric.step > after).order_by(Metric.step).limit(limit + 1)
+        job = find(session, project_id, id)
+        query = (
+            select(Metric).where(Metric.job_id == job.id, Metric.step > after).order_by(Metric.step).limit(limit + 1)
+        )
         found = [{"step": metric.step, **metric.data} for metric in session.scalars(query)]
         return found[:limit], len(found) > limit
 

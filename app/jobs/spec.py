@@ -27,7 +27,7 @@ class Validation(Strict):
     """Held-out rows: a dataset of their own, or a share of the training rows chosen by the seed (None: the job's); when they are
     looked at, and what follows from it."""
 
-    dataset: str | None = Field(None, description="Id of a dataset.")
+    dataset: str | None = Field(None, max_length=200, description="Name or id of a dataset.")
     fraction: float | None = Field(
         None, gt=0, le=0.5, description="Share of the rows that is held out.", examples=[0.1]
     )
@@ -58,7 +58,7 @@ class Replay(Strict):
     """General rows that are mixed in, so that what the model knew before is not forgotten."""
 
     dataset: str = Field(
-        min_length=1, max_length=64, description="Id of a dataset.", examples=["ds_01k0000000000000000000000"]
+        min_length=1, max_length=200, description="Name or id of a dataset.", examples=["ds_01k0000000000000000000000"]
     )
     fraction: float = Field(0.1, gt=0, le=0.9, description="Share of the rows trained on that comes from it.")
 

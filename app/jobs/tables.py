@@ -31,6 +31,7 @@ class Job(Leased):
     __table_args__ = (
         Index("ix_jobs_project_status", "project_id", "status", "id"),
         Index("ix_jobs_project_newest", "project_id", "id"),
+        Index("ix_jobs_name", "project_id", "name"),
         Index("ix_jobs_status_lease", "status", "lease_expires_at"),
         # Millions of jobs have ended; whoever looks for the others reads these alone.
         Index("ix_jobs_live", "status", "id", postgresql_where=IS_LIVE, sqlite_where=IS_LIVE),

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 
 from app.kit.errors import errors
 from app.kit.pagination import Page, Paging, page_of
-from app.kit.paths import Id, NameOrId
+from app.kit.paths import NameOrId
 from app.kit.routing import NativeRoute
 from app.projects import removal, service
 from app.projects.access import ToAdminister, ToCreateForAll
@@ -68,21 +68,21 @@ def list_keys(project: ToAdminister, page: Annotated[Paging, page_of("key")]) ->
     return Page(data=[key_out(key) for key in keys], has_more=more)
 
 
-@router.get("/keys/{id}", summary="Get a key, without itself", responses=errors(404))
-def get_key(id: Id, project: ToAdminister) -> KeyOut:
+@router.get("/keys/{id}", summary="Get a key by name or id, without itself", responses=errors(404, 409))
+def get_key(id: NameOrId, project: ToAdminister) -> KeyOut:
     return key_out(service.get_key(id))
 
 
-@router.patch("/keys/{id}", summary="Change a key's limits", responses=errors(404, 422))
-def change_key(id: Id, request: KeyPatch, project: ToAdminister) -> KeyOut:
+@router.patch("/keys/{id}", summary="Change a key's limits", responses=errors(404, 409, 422))
+def change_key(id: NameOrId, request: KeyPatch, project: ToAdminister) -> KeyOut:
     return key_out(service.change_key(id, request.limits))
 
 
-@router.post("/keys/{id}/rotate", summary="Give a key a new secret", responses=errors(404))
-def rotate_key(id: Id, project: ToAdminister) -> KeyCreated:
+@router.post("/keys/{id}/rotate", summary="Give a key a new secret", responses=errors(404, 409))
+def rotate_key(id: NameOrId, project: ToAdminister) -> KeyCreated:
     return key_created(*service.rotate_key(id))
 
 
 @router.delete("/keys/{id}", status_code=204, summary="Revoke a key", responses=errors(404, 409))
-def delete_key(id: Id, project: ToAdminister) -> None:
+def delete_key(id: NameOrId, project: ToAdminister) -> None:
     service.delete_key(id)

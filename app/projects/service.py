@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from app.kit.database import reading, utc_now, writing
 from app.kit.errors import Conflict, InvalidValue, NotFound
 from app.kit.ids import new_id
+from app.kit.naming import find_named
 from app.kit.pagination import Paging, newest_first
 from app.projects.access import digest
 from app.projects.audit import record
@@ -100,7 +101,7 @@ def list_keys(paging: Paging) -> tuple[list[Key], bool]:
 
 
 def get_key(id: str) -> Key:
-    """The key of this id. Raises `NotFound`."""
+    """The key of this name or id. Raises `NotFound`, and `Conflict` where several have the name."""
     with reading() as session:
         return _find_key(session, id)
 
@@ -170,8 +171,29 @@ def find_project(session: Session, name: str, *, lock: bool = False, alone: bool
     return project
 
 
+def project_id_of(name: str | None) -> str | None:
+    """The id of the project of this name or id; what no project has, such as the id of a deleted one, stays as it is."""
+    if name is None:
+        return None
+    with reading() as session:
+        try:
+            return find_project(session, name).id
+        except NotFound:
+            return name
+
+
+def key_id_of(name: str | None, project_id: str | None = None) -> str | None:
+    """The same of a key: of this project, or of any. Raises `Conflict` where several have the name."""
+    if name is None:
+        return None
+    keys = select(Key) if project_id is None else select(Key).where(Key.project_id == project_id)
+    with reading() as session:
+        key = find_named(session, Key, keys, name)
+        return key.id if key else name
+
+
 def _find_key(session: Session, id: str) -> Key:
-    key = session.get(Key, id) if "\0" not in id else None
+    key = find_named(session, Key, select(Key), id)
     if key is None:
         raise NotFound(f"The key '{id}' does not exist.", code="key_not_found", hint="GET /keys lists those that do.")
     return key
