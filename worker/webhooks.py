@@ -99,7 +99,7 @@ def _send(delivery: Delivery, webhook: Webhook) -> tuple[int | None, str | None]
     except Unreachable as error:
         return None, str(error)
     except Unreadable as error:
-        return None, f"The secret cannot be opened: {error}. POST /webhooks/{{id}}/rotate makes a new one."
+        return None, f"The secret cannot be opened: {error}. POST /webhooks/{webhook.id}/rotate makes a new one."
     except Exception:
         log.exception("%s: attempt %d failed in its sender", delivery.id, delivery.attempt)
         return None, "A fault in the sender; the housekeeping worker's log has the details."

@@ -79,7 +79,7 @@ async def forward(
         raise InvalidValue(
             f"'{name}' is a reward model: it scores answers and writes none.",
             param="model",
-            hint=f"POST /models/{name}/score",
+            hint=f"Send conversations to POST /models/{name}/score.",
         )
     # A fine-tune ends its turns as its chat template does, which the base model's own configuration may not know.
     ends = [] if body.get("ignore_eos") else model.facts.get("stop_token_ids", [])

@@ -1,4 +1,4 @@
-"""The `burnish` command: the whole road over HTTP against a running service, and the service's own processes.
+"""The `burnish` command: a client of the HTTP API, and the service's own processes.
 
 Client commands start fast: what is slow to import (httpx, rich, SQLAlchemy) is imported where it is used.
 """
@@ -11,7 +11,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from app.cli import backup, chat, datasets, jobs, keys, models, processes, webhooks, workers
+from app.cli import (
+    backup,
+    chat,
+    datasets,
+    jobs,
+    keys,
+    models,
+    processes,
+    projects,
+    records,
+    secrets,
+    webhooks,
+    workers,
+)
 from app.cli.failure import Failure
 
 
@@ -43,6 +56,14 @@ cli = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"burnish {version('burnish')}")
+        raise typer.Exit
+
+
 @cli.callback()
 def _service(
     context: typer.Context,
@@ -55,20 +76,22 @@ def _service(
             help="The service to talk to. Default: this machine's, at BURNISH_PORT.",
         ),
     ],
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     context.obj = url
 
 
-cli.add_typer(datasets.commands, name="datasets")
-cli.add_typer(models.commands, name="models")
-cli.add_typer(jobs.commands, name="jobs")
-cli.add_typer(keys.commands, name="keys")
-cli.add_typer(webhooks.commands, name="webhooks")
-cli.command("chat")(chat.chat)
-cli.command("workers")(workers.workers)
-for name, command in processes.COMMANDS.items():
-    cli.command(name, rich_help_panel="Service")(command)
-
+for noun in (datasets, jobs, models):
+    cli.add_typer(noun.commands, name=noun.__name__.rpartition(".")[2], rich_help_panel="Fine-tuning")
+cli.command(rich_help_panel="Fine-tuning")(chat.chat)
+for noun in (projects, keys, secrets, webhooks):
+    cli.add_typer(noun.commands, name=noun.__name__.rpartition(".")[2], rich_help_panel="Administration")
+for command in (records.usage, records.audit, workers.workers):
+    cli.command(rich_help_panel="Administration")(command)
+for name, process in processes.COMMANDS.items():
+    cli.command(name, rich_help_panel="Service")(process)
 for work in (backup.backup, backup.restore):
     cli.command(rich_help_panel="Service")(work)
 

@@ -64,6 +64,14 @@ class Service:
 
         return self._json("POST", path, json=body, timeout=httpx.Timeout(seconds, connect=CONNECT_SECONDS))
 
+    def put(self, path: str, body: Any) -> Any:
+        """The object at `path`, which `body` made or replaced."""
+        return self._json("PUT", path, json=body)
+
+    def patch(self, path: str, body: Any) -> Any:
+        """The object at `path`, changed by `body`."""
+        return self._json("PATCH", path, json=body)
+
     def delete(self, path: str) -> None:
         """Deletes the object at `path`."""
         self._json("DELETE", path)

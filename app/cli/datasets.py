@@ -10,18 +10,19 @@ import typer
 
 from app.cli import output
 from app.cli.client import connect, segment
+from app.cli.deleting import delete_object
 from app.cli.failure import Failure
 from app.cli.listing import print_page
 from app.cli.options import After, Json, Limit
-from app.cli.output import Column, bytes_shown, moment_shown
+from app.cli.output import Column
 
 COLUMNS = (
     Column("id", "id"),
     Column("name", "name"),
     Column("format", "format"),
     Column("rows", "rows"),
-    Column("size", "bytes", bytes_shown),
-    Column("created", "created_at", moment_shown),
+    Column("size", "bytes"),
+    Column("created", "created_at"),
 )
 OUTCOME_COLUMNS = (
     Column("name", "name"),
@@ -45,7 +46,8 @@ OnBadRows = Annotated[
     str | None,
     typer.Option(metavar="reject|drop", help="Refuse a file with bad rows, or store it without them. Default: reject."),
 ]
-BaseModel = Annotated[str, typer.Argument(help="Name of the base model.")]
+Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="The dataset's name or id.")]
+BaseModel = Annotated[str, typer.Argument(help="The base model's name or id.")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens after which a row is cut.")]
 
 commands = typer.Typer(no_args_is_help=True, help="Upload, import, check and delete datasets.")
@@ -89,7 +91,7 @@ def add(
         return
     output.print_table(COLUMNS, [dataset])
     if not new:
-        output.say("The same file was there already, uploaded under the same options.")
+        output.say("This file was uploaded before with the same options. Nothing was added.")
     _say_problems(dataset)
     output.say(f"Train on it: burnish jobs create demo-base {dataset['id']}")
 
@@ -97,7 +99,7 @@ def add(
 def _say_problems(dataset: dict[str, Any]) -> None:
     """What reading the rows found, although the dataset is there."""
     if dropped := dataset.get("dropped_rows"):
-        output.say(f"{dropped} rows cannot be trained on; they were dropped.")
+        output.say(f"{dropped:,} rows cannot be trained on. They were dropped.")
     for problem in dataset.get("problems") or []:
         output.say(f"{problem['severity'].capitalize()}, line {problem['line']}: {output.problem_shown(problem)}")
     if dataset.get("problems"):
@@ -159,17 +161,17 @@ def list_datasets(context: typer.Context, limit: Limit = 20, after: After = None
 
 
 @commands.command("show")
-def show(context: typer.Context, id: str, json: Json = False) -> None:
+def show(context: typer.Context, dataset: Dataset, json: Json = False) -> None:
     """Show one dataset."""
     with connect(context) as service:
-        dataset = service.get(f"/datasets/{segment(id)}")
-    (output.print_json if json else output.print_object)(dataset)
+        found = service.get(f"/datasets/{segment(dataset)}")
+    (output.print_json if json else output.print_object)(found)
 
 
 @commands.command("rows")
 def rows(
     context: typer.Context,
-    id: str,
+    dataset: Dataset,
     limit: Limit = 20,
     after: Annotated[int | None, typer.Option(metavar="ROW", help="Go on after this row.")] = None,
     json: Json = False,
@@ -178,7 +180,7 @@ def rows(
     from app.cli.rows import print_rows
 
     with connect(context) as service:
-        page = service.get(f"/datasets/{segment(id)}/rows", limit=limit, after=after)
+        page = service.get(f"/datasets/{segment(dataset)}/rows", limit=limit, after=after)
     if json:
         output.print_json(page)
         return
@@ -190,7 +192,7 @@ def rows(
 @commands.command("preview")
 def preview(
     context: typer.Context,
-    id: str,
+    dataset: Dataset,
     base_model: BaseModel,
     row: Annotated[int, typer.Option(help="Which row, counted from 0.")] = 0,
     max_length: MaxLength = None,
@@ -201,44 +203,47 @@ def preview(
 
     body = _given(base_model=base_model, row=row, max_length=max_length)
     with connect(context) as service:
-        seen = service.post(f"/datasets/{segment(id)}/preview", body)
+        seen = service.post(f"/datasets/{segment(dataset)}/preview", body)
     (output.print_json if json else print_preview)(seen)
 
 
 @commands.command("check")
 def check(
     context: typer.Context,
-    id: str,
+    dataset: Dataset,
     base_model: BaseModel,
     max_length: MaxLength = None,
     validation: Annotated[
-        str | None, typer.Option(metavar="ID", help="A dataset to look for the same rows in.")
+        str | None, typer.Option(metavar="DATASET", help="Another dataset: count the rows that are in both.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Count what training would make of the rows: tokens, what is cut, what the template refuses, what is in both sets."""
+    """Count the rows as training would see them: tokens, cut rows, rows that the chat template refuses, rows in both sets."""
     from app.cli.rows import print_check
 
     body = _given(base_model=base_model, max_length=max_length, validation=validation)
     with connect(context) as service:
-        counted = service.post(f"/datasets/{segment(id)}/check", body, seconds=None)
+        counted = service.post(f"/datasets/{segment(dataset)}/check", body, seconds=None)
     (output.print_json if json else print_check)(counted)
 
 
 @commands.command("report")
-def report(
+def show_report(
     context: typer.Context,
-    id: str,
+    report: Annotated[
+        str, typer.Argument(metavar="REPORT|DATASET", help="A report's id, or the name or id of a dataset.")
+    ],
     rows: Annotated[bool, typer.Option("--rows", help="Print every problem instead, a line of JSON each.")] = False,
     repaired: Annotated[
         Path | None,
-        typer.Option(dir_okay=False, help="Write the file as JSONL here, rows mended where that is mechanical."),
+        typer.Option(dir_okay=False, help="Write the file here as JSONL, with those rows repaired that can be."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show what reading a file found."""
-    path = f"/reports/{segment(id)}"
+    """Show the problems that the check of an upload found."""
     with connect(context) as service:
+        id = report if report.startswith("rep_") else service.get(f"/datasets/{segment(report)}")["report"]
+        path = f"/reports/{segment(id)}"
         if repaired is not None:
             with service.download(f"{path}/repaired") as pieces, repaired.open("wb") as file:
                 file.writelines(pieces)
@@ -254,11 +259,11 @@ def report(
         output.print_json(found)
         return
     output.print_table(PROBLEM_COLUMNS, found["problems"])
-    output.say(f"{found['rows']} rows, {found['bad_rows']} bad, {found['repairable_rows']} of them can be mended.")
+    output.say(f"{found['rows']:,} rows, {found['bad_rows']:,} bad. {found['repairable_rows']:,} can be repaired.")
     if not found["complete"]:
-        output.say("Reading ended at so many bad rows: there may be more.")
+        output.say("The check stopped at so many bad rows. There may be more.")
     if found["repairable_rows"]:
-        output.say(f"Mend them: {output.report_command(id)} --repaired FILE")
+        output.say(f"Repair them: {output.report_command(id)} --repaired FILE")
 
 
 def _given(**fields: Any) -> dict[str, Any]:
@@ -266,8 +271,7 @@ def _given(**fields: Any) -> dict[str, Any]:
 
 
 @commands.command("delete")
-def delete(context: typer.Context, id: str) -> None:
+def delete(context: typer.Context, dataset: Dataset) -> None:
     """Delete a dataset that no unfinished job uses."""
     with connect(context) as service:
-        service.delete(f"/datasets/{segment(id)}")
-    output.say(f"Deleted {id}.")
+        delete_object(service, "dataset", "/datasets", dataset)

@@ -10,10 +10,11 @@ import typer
 
 from app.cli import llamafactory, output, watching
 from app.cli.client import connect, read_json_file, segment
+from app.cli.deleting import delete_object
 from app.cli.failure import Failure
 from app.cli.listing import print_page
 from app.cli.options import After, ChatTemplate, Json, Limit, TemplateArguments, template_fields
-from app.cli.output import Column, moment_shown
+from app.cli.output import Column
 from app.jobs import scorecards
 
 COLUMNS = (
@@ -24,13 +25,14 @@ COLUMNS = (
     Column("step", "progress.step"),
     Column("of", "progress.total_steps"),
     Column("loss", "progress.loss", "{:.4f}".format),
-    Column("created", "created_at", moment_shown),
+    Column("created", "created_at"),
 )
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="The job's name or id.")]
 METRICS = ("step", "epoch", "loss", "validation_loss", "reward_accuracy", "learning_rate", "grad_norm", "tokens")
 METRIC_COLUMNS = tuple(Column(name.replace("_", " "), name, "{:.6g}".format) for name in METRICS)
 EVENT_COLUMNS = (
     Column("id", "id"),
-    Column("when", "created_at", moment_shown),
+    Column("when", "created_at"),
     Column("type", "type"),
     Column("message", "message"),
 )
@@ -41,7 +43,7 @@ CHECKPOINT_COLUMNS = (
     Column("step", "step"),
     Column("validation loss", "validation_loss", "{:.6g}".format),
     Column("bytes", "bytes"),
-    Column("created", "created_at", moment_shown),
+    Column("created", "created_at"),
 )
 
 commands = typer.Typer(no_args_is_help=True, help="Start, list, watch, pause and cancel fine-tuning jobs.")
@@ -60,8 +62,8 @@ def _number(text: str | None) -> int | float | str | None:
 @commands.command("create", no_args_is_help=True)
 def create(
     context: typer.Context,
-    base: Annotated[str | None, typer.Argument(help="Name of a base model or fine-tune.")] = None,
-    dataset: Annotated[str | None, typer.Argument(help="Id of a dataset.")] = None,
+    base: Annotated[str | None, typer.Argument(help="The name or id of a base model or fine-tune.")] = None,
+    dataset: Annotated[str | None, typer.Argument(help="A dataset's name or id.")] = None,
     name: Annotated[str | None, typer.Option(help="What the fine-tune is called.")] = None,
     stage: Annotated[str | None, typer.Option(metavar="sft|pt|dpo|kto|rm|rl", help="What is learned.")] = None,
     method: Annotated[
@@ -83,7 +85,9 @@ def create(
     max_length: Annotated[int | None, typer.Option(help="Tokens; longer rows are cut.")] = None,
     chat_template: ChatTemplate = None,
     template_arguments: TemplateArguments = None,
-    validation: Annotated[str | None, typer.Option(metavar="DATASET", help="Id of a dataset of held-out rows.")] = None,
+    validation: Annotated[
+        str | None, typer.Option(metavar="DATASET", help="A dataset of held-out rows: its name or id.")
+    ] = None,
     validation_fraction: Annotated[float | None, typer.Option(help="Share of the rows that is held out.")] = None,
     validate_every: Annotated[
         str | None, typer.Option(metavar="STEPS|epoch", help="When they are looked at. Default: at each epoch's end.")
@@ -97,7 +101,7 @@ def create(
     ] = None,
     replay: Annotated[
         str | None,
-        typer.Option(metavar="DATASET", help="Id of a dataset of general rows, mixed in against forgetting."),
+        typer.Option(metavar="DATASET", help="A dataset of general rows, mixed in against forgetting: its name or id."),
     ] = None,
     replay_fraction: Annotated[
         float | None, typer.Option(help="Share of the rows trained on that comes from it. Default: 0.1.")
@@ -201,7 +205,9 @@ def from_llamafactory(
     context: typer.Context,
     config: Annotated[Path, typer.Argument(help="A YAML file of LLaMA-Factory.")],
     base: Annotated[str | None, typer.Option("--base-model", help="Default: the one registered from there.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Id of a dataset. Default: the one of that name.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="A dataset's name or id. Default: the name that the file has.")
+    ] = None,
     reward_model: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of stage ppo, which becomes rl: what rewards answers.")
     ] = None,
@@ -235,36 +241,38 @@ def list_jobs(
 
 
 @commands.command("show")
-def show(context: typer.Context, id: str, json: Json = False) -> None:
+def show(context: typer.Context, job: JobName, json: Json = False) -> None:
     """Show one job, with every default written out."""
     with connect(context) as service:
-        job = service.get(f"/jobs/{segment(id)}")
+        found = service.get(f"/jobs/{segment(job)}")
     if json:
-        output.print_json(job)
+        output.print_json(found)
         return
-    if job["scorecard"]:
-        job["scorecard"] = scorecards.lines(job["scorecard"])
-    output.print_object(job)
+    if found["scorecard"]:
+        found["scorecard"] = scorecards.lines(found["scorecard"])
+    output.print_object(found)
 
 
 @commands.command("watch")
-def watch_job(context: typer.Context, id: str) -> None:
+def watch_job(context: typer.Context, job: JobName) -> None:
     """Show a job until it has ended. Exit code: 0 succeeded, 1 failed, 2 cancelled. Ctrl-C leaves the job running."""
     with connect(context) as service:
-        watching.conclude(watching.watch(service, id, output.stdout()))
+        watching.conclude(watching.watch(service, job, output.stdout()))
 
 
 @commands.command("events")
 def events(
     context: typer.Context,
-    id: str,
+    job: JobName,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
 ) -> None:
     """Print what happened to a job, oldest first."""
-    with connect(context) as service, watching.leaving_it_running(id):
-        found = watching.follow(service, id, "events") if follow else service.pages(f"/jobs/{segment(id)}/events", "id")
-        if not follow and not json and output.stdout().is_terminal:
+    with connect(context) as service, watching.leaving_it_running(job):
+        found = (
+            watching.follow(service, job, "events") if follow else service.pages(f"/jobs/{segment(job)}/events", "id")
+        )
+        if not follow and not json:
             output.print_table(EVENT_COLUMNS, found)
             return
         for event in found:
@@ -274,26 +282,26 @@ def events(
 @commands.command("logs")
 def logs(
     context: typer.Context,
-    id: str,
+    job: JobName,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
 ) -> None:
     """Print what a job's trainers wrote: libraries' warnings, tracebacks."""
-    with connect(context) as service, watching.leaving_it_running(id):
+    with connect(context) as service, watching.leaving_it_running(job):
         if follow:
-            for entry in watching.follow(service, id, "logs"):
+            for entry in watching.follow(service, job, "logs"):
                 print(output.clean(entry["text"]), end="", flush=True)
             return
         decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        with service.download(f"/jobs/{segment(id)}/logs", accept="text/plain") as pieces:
+        with service.download(f"/jobs/{segment(job)}/logs", accept="text/plain") as pieces:
             for piece in pieces:
                 print(output.clean(decode(piece)), end="")
 
 
 @commands.command("metrics")
-def metrics(context: typer.Context, id: str, json: Json = False) -> None:
+def metrics(context: typer.Context, job: JobName, json: Json = False) -> None:
     """Print what each optimiser step measured."""
     with connect(context) as service:
-        rows = list(service.pages(f"/jobs/{segment(id)}/metrics", "step"))
+        rows = list(service.pages(f"/jobs/{segment(job)}/metrics", "step"))
     if json:
         output.print_json({"object": "list", "data": rows, "has_more": False})
     else:
@@ -301,31 +309,31 @@ def metrics(context: typer.Context, id: str, json: Json = False) -> None:
 
 
 @commands.command("checkpoints")
-def checkpoints(context: typer.Context, id: str, json: Json = False) -> None:
+def checkpoints(context: typer.Context, job: JobName, json: Json = False) -> None:
     """List a job's checkpoints, newest first. `burnish models add NAME checkpoint://ID` makes one a model."""
     with connect(context) as service:
-        print_page(service.get(f"/jobs/{segment(id)}/checkpoints"), CHECKPOINT_COLUMNS, json)
+        print_page(service.get(f"/jobs/{segment(job)}/checkpoints"), CHECKPOINT_COLUMNS, json)
 
 
 def _verb(name: str, help: str) -> None:
     """Adds a command that says one word to a job and shows the state that it is in then."""
 
     @commands.command(name, help=help)
-    def say(context: typer.Context, id: str, json: Json = False) -> None:
+    def say(context: typer.Context, job: JobName, json: Json = False) -> None:
         with connect(context) as service:
-            job = service.post(f"/jobs/{segment(id)}/{name}")
+            found = service.post(f"/jobs/{segment(job)}/{name}")
         if json:
-            output.print_json(job)
+            output.print_json(found)
         else:
-            output.say(_told(job))
+            output.say(f"{found['name']} ({found['id']}): {_standing(found)}")
 
 
-def _told(job: dict[str, Any]) -> str:
+def _standing(job: dict[str, Any]) -> str:
     if job["status"] == "running" and job["cancel_requested"]:
-        return "Asked to stop; it ends within a step."
+        return "asked to stop. It ends within a step."
     if job["pause_requested"]:
-        return "Asked to pause; it does after its step."
-    return f"{job['status'].capitalize()}."
+        return "asked to pause. It pauses after this step."
+    return f"{job['status']}."
 
 
 _verb("cancel", "Cancel a job: at once when it is queued, within a step when it runs.")
@@ -335,7 +343,7 @@ _verb("retry", "Try a failed job again, from its last checkpoint.")
 
 
 @commands.command("delete")
-def delete(context: typer.Context, id: str) -> None:
+def delete(context: typer.Context, job: JobName) -> None:
     """Delete a job that has ended; its model stays."""
     with connect(context) as service:
-        service.delete(f"/jobs/{segment(id)}")
+        delete_object(service, "job", "/jobs", job)

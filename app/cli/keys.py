@@ -1,4 +1,4 @@
-"""`burnish keys`: make, list, revoke."""
+"""`burnish keys`: create, list, limit, rotate, revoke."""
 
 from __future__ import annotations
 
@@ -7,22 +7,29 @@ from typing import Annotated, Any
 
 import typer
 
+from app.cli import limits, output
 from app.cli.client import connect, segment
+from app.cli.deleting import delete_object
 from app.cli.failure import Failure
 from app.cli.listing import print_page
 from app.cli.options import After, Json, Limit
-from app.cli.output import Column, moment_shown
+from app.cli.output import Column
 
 COLUMNS = (
     Column("id", "id"),
     Column("name", "name"),
     Column("project", "project"),
     Column("role", "role"),
-    Column("expires", "expires_at", moment_shown),
-    Column("last used", "last_used_at", moment_shown),
+    Column("limits", "limits", limits.shown),
+    Column("expires", "expires_at"),
+    Column("last used", "last_used_at"),
 )
 
-commands = typer.Typer(no_args_is_help=True, help="Make, list and revoke keys. Commands send BURNISH_API_KEY.")
+Key = Annotated[str, typer.Argument(metavar="KEY", help="The key's name or id.")]
+
+commands = typer.Typer(
+    no_args_is_help=True, help="Create, list, limit and revoke keys. Commands send the key in BURNISH_API_KEY."
+)
 
 
 @commands.command("create")
@@ -36,7 +43,7 @@ def create(
         bool, typer.Option("--admin", help="An admin's key, made in this machine's database: the service need not run.")
     ] = False,
 ) -> None:
-    """Make a key, which is shown once."""
+    """Create a key, and print it. It is shown this once."""
     expires = datetime.now(UTC) + timedelta(days=days) if days else None
     if admin:
         typer.echo(_create_here(project, name, expires))
@@ -67,8 +74,31 @@ def list_(context: typer.Context, limit: Limit = 20, after: After = None, json: 
         print_page(service.get("/keys", limit=limit, after=after), COLUMNS, json)
 
 
+@commands.command("limits")
+def change_limits(
+    context: typer.Context,
+    key: Key,
+    requests_per_minute: limits.RequestsPerMinute = None,
+    tokens_per_minute: limits.TokensPerMinute = None,
+    json: Json = False,
+) -> None:
+    """Set a key's limits, and print them. `none` lifts a limit; what is not given stays."""
+    wanted = limits.fields(requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute)
+    with connect(context) as service:
+        limits.change(service, "/keys", key, wanted, json)
+
+
+@commands.command("rotate")
+def rotate(context: typer.Context, key: Key) -> None:
+    """Replace a key by a new one, and print that. The old one is invalid at once."""
+    with connect(context) as service:
+        made = service.post(f"/keys/{segment(key)}/rotate")
+    typer.echo(made["key"])
+    output.say(f"Rotated key {made['name']} ({made['id']}).")
+
+
 @commands.command("revoke")
-def revoke(context: typer.Context, id: Annotated[str, typer.Argument(help="The key's id.")]) -> None:
+def revoke(context: typer.Context, key: Key) -> None:
     """Revoke a key at once."""
     with connect(context) as service:
-        service.delete(f"/keys/{segment(id)}")
+        delete_object(service, "key", "/keys", key, done="Revoked")

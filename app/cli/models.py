@@ -10,24 +10,33 @@ import typer
 
 from app.cli import output
 from app.cli.client import Patience, Service, connect, segment
+from app.cli.deleting import delete_object
 from app.cli.failure import Failure
 from app.cli.listing import print_page
 from app.cli.options import After, ChatTemplate, Json, Limit, TemplateArguments, template_fields
-from app.cli.output import Column, count_shown, moment_shown
+from app.cli.output import Column
 
 COLUMNS = (
     Column("name", "name"),
     Column("kind", "kind"),
     Column("status", "status"),
     Column("base", "base_model"),
-    Column("parameters", "parameters", count_shown),
-    Column("created", "created_at", moment_shown),
+    Column("parameters", "parameters"),
+    Column("created", "created_at"),
+)
+GRANT_COLUMNS = (
+    Column("project", "project_name"),
+    Column("id", "project"),
+    Column("since", "created_at"),
 )
 POLL_SECONDS = 0.5
 # What a model of these states waits for.
 DOING = {"downloading": "Downloading", "merging": "Merging"}
 
-commands = typer.Typer(no_args_is_help=True, help="Register base models; list and delete models.")
+Name = Annotated[str, typer.Argument(metavar="MODEL", help="The model's name or id.")]
+FineTune = Annotated[str, typer.Argument(metavar="MODEL", help="The fine-tune's name or id.")]
+
+commands = typer.Typer(no_args_is_help=True, help="Register base models; list, grant and delete models.")
 
 
 @commands.command("add")
@@ -115,16 +124,41 @@ def list_models(
 
 
 @commands.command("show")
-def show(context: typer.Context, name: str, json: Json = False) -> None:
-    """Show one model, by its name or id."""
+def show(context: typer.Context, name: Name, json: Json = False) -> None:
+    """Show one model."""
     with connect(context) as service:
         model = service.get(f"/models/{segment(name)}")
     (output.print_json if json else output.print_object)(model)
 
 
 @commands.command("delete")
-def delete(context: typer.Context, name: str) -> None:
+def delete(context: typer.Context, name: Name) -> None:
     """Delete a model that nothing is built on."""
     with connect(context) as service:
-        service.delete(f"/models/{segment(name)}")
-    output.say(f"Deleted {name}.")
+        delete_object(service, "model", "/models", name)
+
+
+Project = Annotated[str, typer.Argument(metavar="PROJECT", help="Another project's name or id.")]
+
+
+@commands.command("grant")
+def grant(context: typer.Context, name: FineTune, project: Project) -> None:
+    """Let another project see and ask a fine-tune of yours. For admins."""
+    with connect(context) as service:
+        granted = service.put(f"/models/{segment(name)}/grants/{segment(project)}", None)
+    output.say(f"Granted {name} to project {granted['project_name']} ({granted['project']}).")
+
+
+@commands.command("grants")
+def grants(context: typer.Context, name: FineTune, json: Json = False) -> None:
+    """List the projects that a fine-tune is granted to. For admins."""
+    with connect(context) as service:
+        print_page(service.get(f"/models/{segment(name)}/grants"), GRANT_COLUMNS, json)
+
+
+@commands.command("revoke")
+def revoke(context: typer.Context, name: FineTune, project: Project) -> None:
+    """Take a grant back. For admins."""
+    with connect(context) as service:
+        service.delete(f"/models/{segment(name)}/grants/{segment(project)}")
+    output.say(f"Revoked the grant of {name} to {project}.")

@@ -1,4 +1,5 @@
-"""What commands print. In a terminal: tables and colours. Anywhere else: plain lines, a tab between the cells, no header."""
+"""What commands print. In a terminal: tables for people. In a pipe or a file: tab-separated lines for programs, with values as
+the service sent them, under a header of the service's field names."""
 
 from __future__ import annotations
 
@@ -12,17 +13,20 @@ if TYPE_CHECKING:
 
     from app.cli.failure import Failure
 
+from app.cli.hints import in_commands
+
 # Names and answers come from others: what would move a terminal's cursor or change its colours is shown as a mark.
 _CONTROLS = {code: "�" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 _IN_A_CELL = _CONTROLS | {ord("\n"): " ", ord("\t"): " "}
 
 
 class Column(NamedTuple):
-    """A column of a table: its heading, where in the object its value is (`progress.step`), how a terminal shows it."""
+    """A column of a table: its heading in a terminal, the field it shows (`progress.step`), which is its heading elsewhere, and
+    how a terminal shows the value. None: as the field's name suggests."""
 
     heading: str
     path: str
-    shown: Callable[[Any], str] = str
+    shown: Callable[[Any], str] | None = None
 
 
 def stdout() -> Console:
@@ -58,31 +62,32 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[Column], objects: Iterable[dict[str, Any]]) -> None:
-    """A row for each object."""
+    """A row for each object, under a header."""
     console = stdout()
     if not console.is_terminal:
+        print(*(column.path for column in columns), sep="\t")
         for object in objects:
-            print(*(plain(_at(object, column.path)) for column in columns), sep="\t")
+            print(*(cell(column.path, _at(object, column.path)) for column in columns), sep="\t", flush=True)
         return
-    rows = [[_shown(_at(object, column.path), column.shown) for column in columns] for object in objects]
+    rows = [[_shown(column, _at(object, column.path)) for column in columns] for object in objects]
     console.print(_grid([column.heading for column in columns], rows), soft_wrap=False)
 
 
 def print_object(object: dict[str, Any]) -> None:
-    """A line for each field that has a value; a field of a field has a dotted name."""
+    """A line for each field that has a value: its name, and the value. A field of a field has a dotted name."""
     pairs = [(name, value) for name, value in _fields(object) if name != "object"]
     console = stdout()
     if not console.is_terminal:
         for name, value in pairs:
-            print(name, plain(value), sep="\t")
+            print(name, cell(name, value), sep="\t")
         return
-    console.print(_grid([], [[name, plain(value)] for name, value in pairs]), soft_wrap=False)
+    console.print(_grid([], [[name, for_people(name, value)] for name, value in pairs]), soft_wrap=False)
 
 
 def show_failure(failure: Failure) -> None:
     """Message, field and hint of each refusal; the rows that were refused as a table."""
     console = stderr()
-    console.print(clean(failure.message), style="bold red")
+    console.print(clean(in_commands(failure.message)), style="bold red")
     if failure.problems:
         rows = [
             [plain(problem.get(key)) for key in ("line", "path")] + [problem_shown(problem)]
@@ -97,14 +102,14 @@ def show_failure(failure: Failure) -> None:
         console.print(f"Report: {report_command(failure.report)}")
     _show_advice(failure.param, failure.hint)
     for other in failure.others:
-        console.print(clean(plain(other.get("message"))), style="bold red")
+        console.print(clean(in_commands(plain(other.get("message")))), style="bold red")
         _show_advice(other.get("param"), other.get("hint"))
 
 
 def _show_advice(param: str | None, hint: str | None) -> None:
     for label, text in (("Field", param), ("Hint", hint)):
         if text:
-            stderr().print(f"{label}: {clean(text)}")
+            stderr().print(f"{label}: {clean(in_commands(text))}")
 
 
 def problem_shown(problem: dict[str, Any]) -> str:
@@ -127,8 +132,33 @@ def plain(value: Any) -> str:
     return str(value).translate(_IN_A_CELL)
 
 
-def _shown(value: Any, shown: Callable[[Any], str]) -> str:
-    return "" if value is None else shown(value).translate(_IN_A_CELL)
+def cell(path: str, value: Any) -> str:
+    """A field's value for a program: as it is, but sentences speak of commands."""
+    text = plain(value)
+    return in_commands(text) if _last_word(path) in _SENTENCES else text
+
+
+def for_people(path: str, value: Any) -> str:
+    """A field's value for a person, by the last word of the field's name: sizes, times and large numbers."""
+    word = _last_word(path)
+    if word in _NUMBERS and type(value) in (int, float):
+        return _NUMBERS[word](value)
+    if word == "at" and isinstance(value, str):
+        return moment_shown(value)
+    if type(value) is int and value >= 10_000:
+        return f"{value:,}"
+    return cell(path, value)
+
+
+def _last_word(path: str) -> str:
+    return path.rpartition(".")[2].rpartition("_")[2]
+
+
+def _shown(column: Column, value: Any) -> str:
+    if value is None:
+        return ""
+    shown = column.shown(value) if column.shown else for_people(column.path, value)
+    return shown.translate(_IN_A_CELL)
 
 
 def _at(object: dict[str, Any], path: str) -> Any:
@@ -193,7 +223,20 @@ def moment_shown(moment: str) -> str:
 
 
 def duration_shown(seconds: float) -> str:
-    """3725 → `1:02:05`, 65 → `1:05`."""
+    """3725 → `1:02:05`, 65 → `1:05`, 42 → `42 s`, 0.25 → `0.25 s`."""
+    if seconds < 59.5:
+        return f"{seconds:.2g} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+# How people are shown numbers, by the last word of the field's name.
+_NUMBERS: dict[str, Callable[[Any], str]] = {
+    "bytes": bytes_shown,
+    "seconds": duration_shown,
+    "parameters": count_shown,
+    "seed": str,
+}
+# Fields whose values are sentences for people.
+_SENTENCES = ("hint", "message", "error", "reason")

@@ -1,4 +1,4 @@
-"""Commands that are the service itself: each is one function of `app.up`, imported only when it is run."""
+"""Commands that run the service itself: each is one function of `app.up`, imported only when it is run."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import typer
 
 
 def up() -> None:
-    """Serve until interrupted: API, workers and engine, each restarted when it dies."""
+    """Run the whole service until Ctrl-C: API, workers and engines. What dies is started again."""
     from app import up
 
     up.up()
 
 
 def migrate() -> None:
-    """Bring the database's schema up to date."""
+    """Update the database's schema."""
     from app import up
 
     up.migrate()
 
 
 def api() -> None:
-    """Run the HTTP service alone."""
+    """Run the HTTP API only."""
     from app import up
 
     up.api()
@@ -36,7 +36,7 @@ def worker(
         str | None, typer.Option(metavar="all|none|0,1", help="Its own GPUs. Default: BURNISH_GPUS, else all.")
     ] = None,
 ) -> None:
-    """Run one worker alone."""
+    """Run one worker only."""
     if gpus is not None:
         os.environ["BURNISH_GPUS"] = gpus
 
@@ -46,21 +46,21 @@ def worker(
 
 
 def beat() -> None:
-    """Run the clock of housekeeping alone."""
+    """Run only the clock that starts each round of housekeeping."""
     from app import up
 
     up.beat()
 
 
 def engine() -> None:
-    """Run the controller of the inference engines alone."""
+    """Run only the controller of the inference engines."""
     from app import up
 
     up.engine()
 
 
 def doctor() -> None:
-    """Check this machine: what is there, what is missing, and how to mend it. Exit code 1 when a check fails."""
+    """Check this machine: what works, what is missing, and how to fix it. Exit code 1 when a check fails."""
     from app import doctor
     from app.cli import output
 

@@ -30,6 +30,9 @@ class Display(Protocol):
     def show(self, job: dict[str, Any], events: list[dict[str, Any]]) -> None:
         """The job now, and what happened to it since the last call."""
 
+    def remark(self, text: str) -> None:
+        """A sentence about the job that is no event of it."""
+
 
 class Lines:
     """A line for each event."""
@@ -40,6 +43,9 @@ class Lines:
     def show(self, job: dict[str, Any], events: list[dict[str, Any]]) -> None:
         for event in events:
             print(_line(event), file=self._stream, flush=True)
+
+    def remark(self, text: str) -> None:
+        output.say(text)
 
 
 class Bar:
@@ -65,6 +71,9 @@ class Bar:
         step = now.get("step") or 0
         self._progress.update(self._task, description=phase, completed=step, total=total, told=told(now))
 
+    def remark(self, text: str) -> None:
+        self._console.print(clean(text))
+
 
 def told(progress: dict[str, Any]) -> str:
     """Step, loss, speed and time left, as far as they are known."""
@@ -76,6 +85,20 @@ def told(progress: dict[str, Any]) -> str:
         "{} left": duration_shown(left) if (left := progress.get("eta_seconds")) is not None else None,
     }
     return "  ".join(pattern.format(value) for pattern, value in values.items() if value is not None)
+
+
+def why_idle(job: dict[str, Any]) -> str | None:
+    """Why nothing happens to the job now, and what to do about it; None while it runs."""
+    if job["status"] == "paused":
+        return f"The job is paused{_at_step(job)}. It goes on after: burnish jobs resume {job['id']}"
+    if job["status"] == "queued" and job["queue"]:
+        return f"The job is queued. It waits for {job['queue']['waiting_for']}. See: burnish workers"
+    return None
+
+
+def _at_step(job: dict[str, Any]) -> str:
+    step = (job["progress"] or {}).get("step")
+    return f" at step {step}" if step else ""
 
 
 def watch(service: Service, id: str, console: Console) -> dict[str, Any]:
@@ -96,6 +119,7 @@ def leaving_it_running(id: str) -> Iterator[None]:
 
 def _watch(service: Service, id: str, display: Display) -> dict[str, Any]:
     path, last, patience = f"/jobs/{segment(id)}", 0, Patience(output.say)
+    before, said = None, None
     while True:
         try:
             job: dict[str, Any] = service.get(path)
@@ -109,6 +133,12 @@ def _watch(service: Service, id: str, display: Display) -> dict[str, Any]:
         display.show(job, events)
         if job["status"] in EXIT_CODES:
             return job
+        idle = why_idle(job)
+        # A job is queued for a moment in any case: only what lasts is worth a line, and only once.
+        if idle and idle == before and idle != said:
+            display.remark(idle)
+            said = idle
+        before = idle
         time.sleep(POLL_SECONDS)
 
 
@@ -155,4 +185,4 @@ def print_event(event: dict[str, Any], as_json: bool = False) -> None:
 
 
 def _line(event: dict[str, Any]) -> str:
-    return f"{moment_shown(event['created_at'])}  {event['type']}  {output.plain(event['message'])}"
+    return f"{moment_shown(event['created_at'])}  {event['type']}  {output.cell('message', event['message'])}"

@@ -1,4 +1,4 @@
-"""`burnish workers`: who trains and looks after things."""
+"""`burnish workers`: the processes that train and keep house."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import typer
 from app.cli.client import connect
 from app.cli.listing import print_page
 from app.cli.options import After, Json, Limit
-from app.cli.output import Column, moment_shown
+from app.cli.output import Column
 
 COLUMNS = (
     Column("name", "name"),
@@ -16,11 +16,11 @@ COLUMNS = (
     Column("why", "reason"),
     Column("slots", "slots"),
     Column("busy", "busy_slots"),
-    Column("last heard", "heard_at", moment_shown),
+    Column("last report", "heard_at"),
 )
 
 
 def workers(context: typer.Context, limit: Limit = 20, after: After = None, json: Json = False) -> None:
-    """List the workers: what each has, does, and when it was last heard of."""
+    """List workers: how many jobs each can train at once, how many it trains, and when it last reported."""
     with connect(context) as service:
         print_page(service.get("/workers", limit=limit, after=after), COLUMNS, json)

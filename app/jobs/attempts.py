@@ -278,7 +278,8 @@ def lose(session: Session, row: Job, code: str, message: str, hint: str | None =
         row.progress = None
         move(session, row, "requeue", f"Attempt {row.attempt} was lost: {message} The job runs again.", reason=message)
     else:
-        hint = f"{hint or 'GET /jobs/{id}/logs has what was said.'} It happened {lost} times; POST /jobs/{{id}}/retry goes on."
+        hint = hint or f"GET /jobs/{row.id}/logs has what its trainers wrote."
+        hint += f" It happened {lost} times. POST /jobs/{row.id}/retry tries again from the last checkpoint."
         row.error = {"code": code, "message": message, "hint": hint}
         move(session, row, "fail", f"Given up after {lost} lost attempts. {message}", code=code)
 
@@ -322,7 +323,7 @@ def ran_out(session: Session, row: Job) -> None:
         row,
         "max_seconds_exceeded",
         f"It had not ended after max_seconds ({row.max_seconds}), at step {step}.",
-        "POST /jobs/{id}/retry goes on from that step, for as long again.",
+        f"POST /jobs/{row.id}/retry goes on from that step, for as long again.",
     )
 
 

@@ -64,7 +64,7 @@ def require_legal(job: Job, transition: Transition) -> None:
     if job.status not in legal:
         raise Conflict(
             f"The job {job.id} is {job.status}; to {transition} it, it must be {' or '.join(legal)}.",
-            hint="GET /jobs/{id} shows its state and GET /jobs/{id}/events how it got there.",
+            hint=f"GET /jobs/{job.id} shows its state, and GET /jobs/{job.id}/events shows how it got there.",
         )
 
 

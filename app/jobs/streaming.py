@@ -44,7 +44,8 @@ class Follower(Generic[Row]):
     def __init__(self, table: type[Row], job_id: str, last: int) -> None:
         self.last, self.ended, self.listeners = last, False, 0
         self.error: Exception | None = None
-        self._table, self._job_id = table, job_id
+        self._table: type[Row] = table
+        self._job_id = job_id
         self._rows: deque[Row] = deque(maxlen=KEPT_ROWS)
         self._news = asyncio.Event()
         self._task = asyncio.create_task(self._follow())
@@ -135,7 +136,8 @@ async def followed(
 ) -> AsyncIterator[Row | None]:
     """The `wanted` rows after number `start`, of which `first` is the first batch, and those that come until the job has
     ended; None now and then if nothing comes. `read` reads the wanted ones only; it is called in a thread."""
-    (batch, more, ended), number = first, start
+    batch, more, ended = first
+    number = start
     for row in batch:
         number = row.number
         yield row

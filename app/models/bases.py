@@ -32,7 +32,7 @@ def ready_base(session: Session, project_id: str, name: str, *, lock: bool = Fal
             f"The base model '{name}' is {model.status}.",
             param="base_model",
             code="model_not_ready",
-            hint="GET /models/{name} shows how far its download is, or why it failed.",
+            hint=f"GET /models/{model.name} shows how far it is, or why it failed.",
         )
     return model
 

@@ -155,9 +155,7 @@ def _rates(project: Project) -> limits.Rates:
 
 
 def _unauthorized(message: str) -> Unauthorized:
-    hint = (
-        "Send Authorization: Bearer <key>, or X-API-Key. An admin makes keys with POST /keys or `burnish keys create`."
-    )
+    hint = "Send Authorization: Bearer <key>, or X-API-Key. An admin makes keys with POST /keys."
     return Unauthorized(message, hint=hint)
 
 

@@ -177,7 +177,8 @@ def _host(webhook: Webhook) -> str:
 def _require_enabled(webhook: Webhook) -> None:
     if not webhook.enabled:
         raise Conflict(
-            f"The webhook {webhook.id} is disabled.", hint='Enable it with PATCH /webhooks/{id} {"enabled": true}.'
+            f"The webhook {webhook.id} is disabled.",
+            hint=f'Enable it with PATCH /webhooks/{webhook.id} {{"enabled": true}}.',
         )
 
 

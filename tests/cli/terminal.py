@@ -27,6 +27,12 @@ def run_command(url: str, *arguments: object, input: str | None = None) -> Resul
     return result
 
 
+def table(output: str) -> list[dict[str, str]]:
+    """The rows of a table that was printed into a pipe, by their field."""
+    header, *rows = [line.split("\t") for line in output.splitlines()]
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
 @contextmanager
 def started(url: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """`burnish` as a process of its own, its stdout and stderr pipes."""

@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 
 import pytest
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 
+from app.cli.output import for_people
 from tests.cli.terminal import run_command
 from tests.conftest import serving
 
@@ -79,3 +81,33 @@ def test_colours_asked_for_elsewhere_stay_out_of_a_pipe() -> None:
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert "No service answers" in result.stderr
     assert "\x1b" not in result.stderr
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    result = run_command("", "--version")
+    assert (result.exit_code, result.stdout) == (0, f"burnish {version('burnish')}\n")
+
+
+def test_a_usage_error_is_told_on_stderr_with_exit_code_2() -> None:
+    result = run_command("", "jobs", "list", "--nothing")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--nothing" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "shown"),
+    [
+        ("bytes", 1536, "1.5 KiB"),
+        ("limits.storage_bytes", 2**40, "1.0 TiB"),
+        ("gpu_seconds", 3725.4, "1:02:05"),
+        ("max_seconds", 42, "42 s"),
+        ("parameters", 5_400_000, "5.4 M"),
+        ("tokens.total", 91234, "91,234"),
+        ("hyperparameters.batch_size", 4096, "4096"),
+        ("hyperparameters.seed", 4_294_967_295, "4294967295"),
+        ("steps", None, ""),
+        ("error.hint", "See GET /workers.", "See `burnish workers`."),
+    ],
+)
+def test_a_terminal_shows_numbers_for_people(path: str, value: object, shown: str) -> None:
+    assert for_people(path, value) == shown

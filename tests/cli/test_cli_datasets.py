@@ -6,18 +6,19 @@ import json
 from pathlib import Path
 
 from tests.cli.conftest import Run
-from tests.cli.terminal import Terminal
+from tests.cli.terminal import Terminal, table
 
 
 def test_an_uploaded_file_is_listed_shown_and_deleted(run: Run, rows: Path) -> None:
     added = run("datasets", "add", rows, "--name", "mine", "--format", "alpaca")
     assert added.exit_code == 0, added.output
-    id, name, format, count, size, _created = added.stdout.rstrip("\n").split("\t")
-    assert (name, format, count, size) == ("mine", "alpaca", "20", str(rows.stat().st_size))
-    assert id in [line.split("\t")[0] for line in run("datasets", "list").stdout.splitlines()]
+    (made,) = table(added.stdout)
+    id, size = made["id"], str(rows.stat().st_size)
+    assert (made["name"], made["format"], made["rows"], made["bytes"]) == ("mine", "alpaca", "20", size)
+    assert id in [each["id"] for each in table(run("datasets", "list").stdout)]
     shown = dict(line.split("\t") for line in run("datasets", "show", id).stdout.splitlines())
     assert (shown["id"], shown["rows"]) == (id, "20")
-    assert run("datasets", "delete", id).exit_code == 0
+    assert run("datasets", "delete", id).stderr == f"Deleted dataset mine ({id}).\n"
     gone = run("datasets", "show", id)
     assert (gone.exit_code, gone.stdout) == (1, "")
     assert id in gone.stderr
@@ -42,7 +43,7 @@ def test_a_list_says_how_to_see_the_rest(run: Run, dataset: str, rows: Path) -> 
     rows.write_text(rows.read_text().replace("answer", "another"))
     newest = json.loads(run("datasets", "add", rows, "--json").stdout)["id"]
     page = run("datasets", "list", "--limit", "1")
-    assert page.stdout.split("\t")[0] == newest
+    assert [each["id"] for each in table(page.stdout)] == [newest]
     assert f"--after {newest}" in page.stderr
     assert dataset in run("datasets", "list", "--after", newest).stdout
 

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from app import doctor
 from app.doctor import Finding
 from app.settings import Settings
-from tests.cli.terminal import run_command
+from tests.cli.terminal import run_command, table
 from tests.conftest import serving
 
 
@@ -45,18 +45,21 @@ def test_what_is_broken_fails_and_says_how_to_mend_it(broken: str) -> None:
 
 def test_a_fresh_machine_passes_and_stays_untouched(tmp_path: Path) -> None:
     result = run_command("", "doctor")
-    table = {line.split("\t")[0]: line.split("\t")[1:] for line in result.stdout.splitlines()}
-    assert set(table) == set(doctor.CHECKS)
-    assert not [name for name, (status, *_) in table.items() if status == "fail"], result.stdout
+    status = {each["check"]: each["status"] for each in table(result.stdout)}
+    assert set(status) == set(doctor.CHECKS)
+    assert "fail" not in status.values(), result.stdout
     assert result.exit_code == 0
-    assert table["database"][0] == "warn"
+    assert status["database"] == "warn"
     assert not (tmp_path / "home").exists()
 
 
 def test_a_check_that_fails_makes_the_command_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "CHECKS", {"odd": lambda _: Finding("fail", "It is odd.", "Make it even.")})
     result = run_command("", "doctor")
-    assert (result.exit_code, result.stdout) == (1, "odd\tfail\tIt is odd.\tMake it even.\n")
+    assert (result.exit_code, result.stdout) == (
+        1,
+        "check\tstatus\tfound\tmend\nodd\tfail\tIt is odd.\tMake it even.\n",
+    )
 
 
 def test_a_check_that_breaks_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +74,7 @@ def test_a_setting_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("BURNISH_MAX_ENGINES", "none")
     result = run_command("", "doctor")
     assert result.exit_code == 1
-    assert result.stdout.startswith("BURNISH_MAX_ENGINES\tfail\t")
+    assert [(each["check"], each["status"]) for each in table(result.stdout)] == [("BURNISH_MAX_ENGINES", "fail")]
 
 
 def test_the_schema_is_held_against_the_migrations(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from app.cli import hub_datasets
 from app.cli.hub_datasets import HubFailure, Wanted
 from app.cli.hub_files import NoFiles, choose
 from tests.cli.conftest import Run
+from tests.cli.terminal import table
 from tests.hubs.server import Hub
 
 LINE = json.dumps({"instruction": "Is it good?", "output": "Yes."}) + "\n"
@@ -124,7 +125,7 @@ def test_a_bad_entry_stops_no_other(registry: Registry) -> None:
     }  # fmt: skip
     assert outcomes["bad"]["reason"].startswith("line 2 output: ")
     shown = registry.run("datasets", "report", outcomes["bad"]["report"])
-    assert (shown.exit_code, shown.stdout.split("\t")[0]) == (0, "2")
+    assert [each["line"] for each in table(shown.stdout)] == ["2"]
     assert "out of the folder" in outcomes["out"]["reason"]
 
 

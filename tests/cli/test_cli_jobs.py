@@ -8,6 +8,7 @@ from pathlib import Path
 from app.jobs import attempts, checkpoints, logs
 from app.kit.database import writing
 from tests.cli.conftest import Run
+from tests.cli.terminal import table
 from tests.cli.work import claim, compare, succeed, train
 
 OPTIONS = {
@@ -27,9 +28,9 @@ OPTIONS = {
 def test_base_and_dataset_are_enough(run: Run, dataset: str) -> None:
     created = run("jobs", "create", "demo-base", dataset, "--no-watch")
     assert created.exit_code == 0, created.output
-    id, status, *_ = created.stdout.split("\t")
-    assert (id[:4], status) == ("job_", "queued")
-    assert f"burnish jobs watch {id}" in created.stderr
+    (made,) = table(created.stdout)
+    assert (made["id"][:4], made["status"]) == ("job_", "queued")
+    assert f"burnish jobs watch {made['id']}" in created.stderr
 
 
 def test_a_dry_run_says_what_it_would_take_and_starts_nothing(run: Run, dataset: str) -> None:
@@ -140,8 +141,8 @@ def test_events_and_metrics_are_printed_whole(run: Run, job: str) -> None:
     told = [json.loads(line)["type"] for line in run("jobs", "events", job, "--json").stdout.splitlines()]
     assert told[:2] == ["created", "started"]
     assert told[-1] == "succeeded"
-    assert len(run("jobs", "events", job).stdout.splitlines()) == len(told)
-    assert [line.split("\t")[0] for line in run("jobs", "metrics", job).stdout.splitlines()] == ["1", "2"]
+    assert [each["type"] for each in table(run("jobs", "events", job).stdout)] == told
+    assert [each["step"] for each in table(run("jobs", "metrics", job).stdout)] == ["1", "2"]
     assert [row["loss"] for row in json.loads(run("jobs", "metrics", job, "--json").stdout)["data"]] == [2.0, 1.0]
 
 
@@ -158,21 +159,24 @@ def test_a_log_is_printed_whole_and_followed_to_the_end(run: Run, job: str) -> N
 
 def test_a_queued_job_is_cancelled(run: Run, job: str) -> None:
     assert json.loads(run("jobs", "cancel", job, "--json").stdout)["status"] == "cancelled"
-    assert "Cancelled." in run("jobs", "cancel", job).stderr
+    assert ": cancelled." in run("jobs", "cancel", job).stderr
 
 
 def test_a_job_is_paused_goes_on_is_cancelled_and_deleted(run: Run, job: str) -> None:
-    assert run("jobs", "pause", job).stderr == "Paused.\n"
-    assert run("jobs", "resume", job).stderr == "Queued.\n"
+    assert run("jobs", "pause", job).stderr.endswith(f" ({job}): paused.\n")
+    assert run("jobs", "resume", job).stderr.endswith(": queued.\n")
     running = claim(job)
-    assert run("jobs", "pause", job).stderr.startswith("Asked to pause")
-    assert run("jobs", "cancel", job).stderr.startswith("Asked to stop")
+    assert "asked to pause" in run("jobs", "pause", job).stderr
+    assert "asked to stop" in run("jobs", "cancel", job).stderr
     with writing() as session:
         attempts.cancelled(session, attempts.hold(session, running))
     refused = run("jobs", "retry", job)
     assert refused.exit_code == 1
     assert "must be failed" in refused.stderr
-    assert run("jobs", "delete", job).exit_code == 0
+    deleted = run("jobs", "delete", job)
+    assert (deleted.exit_code, deleted.stdout) == (0, "")
+    assert deleted.stderr.startswith("Deleted job demo-base-")
+    assert deleted.stderr.endswith(f" ({job}).\n")
     assert "does not exist" in run("jobs", "show", job).stderr
 
 
@@ -196,6 +200,6 @@ def test_checkpoints_are_listed(run: Run, job: str) -> None:
     running = claim(job)
     with writing() as session:
         checkpoints.add(session, attempts.hold(session, running), 7, size=9, validation_loss=1.25)
-    (line,) = run("jobs", "checkpoints", job).stdout.splitlines()
-    assert line.split("\t")[1:5] == ["1", "7", "1.25", "9"]
+    (kept,) = table(run("jobs", "checkpoints", job).stdout)
+    assert [kept[name] for name in ("attempt", "step", "validation_loss", "bytes")] == ["1", "7", "1.25", "9"]
     assert json.loads(run("jobs", "checkpoints", job, "--json").stdout)["data"][0]["models"] == []

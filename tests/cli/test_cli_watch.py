@@ -13,7 +13,9 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
+from app.jobs import attempts
 from app.jobs.tables import Job
+from app.kit.database import writing
 from tests.cli.conftest import Run
 from tests.cli.terminal import Terminal, line_with, started
 from tests.cli.work import cancel, claim, fail, report, succeed, train
@@ -128,3 +130,33 @@ def test_ctrl_c_in_a_terminal_leaves_the_job_running(service: str, run: Run, job
 def test_an_unknown_job_is_told_at_once(run: Run) -> None:
     for command in (["watch"], ["events", "--follow"], ["metrics"]):
         assert "does not exist" in run("jobs", *command, "job_none").stderr
+
+
+def test_a_paused_job_says_so_and_goes_on_when_it_is_resumed(service: str, run: Run, job: str) -> None:
+    run("jobs", "pause", job)
+    with started(service, "jobs", "watch", job) as process:
+        assert f"burnish jobs resume {job}" in line_with(process.stderr, "The job is paused")
+        run("jobs", "resume", job)
+        succeed(claim(job))
+        assert process.wait(20) == 0
+        assert "paused" not in process.stderr.read()  # it was said once
+
+
+def test_a_terminal_says_that_a_job_is_paused_at_its_step(service: str, run: Run, job: str) -> None:
+    running = claim(job)
+    train(running, 3)
+    run("jobs", "pause", job)
+    with writing() as session:
+        attempts.paused(session, attempts.hold(session, running))
+    with Terminal(service, "jobs", "watch", job) as terminal:
+        terminal.until("The job is paused at step 3.")
+        cancel_paused = run("jobs", "cancel", job)
+        assert cancel_paused.exit_code == 0
+        assert terminal.end() == 2
+
+
+def test_a_queued_job_that_nobody_works_on_says_what_it_waits_for(service: str, job: str) -> None:
+    with started(service, "jobs", "watch", job) as process:
+        assert "a worker: none was heard of lately" in line_with(process.stderr, "The job is queued. It waits for")
+        cancel(claim(job))
+        assert process.wait(20) == 2
