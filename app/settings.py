@@ -69,6 +69,11 @@ class Settings(BaseSettings):
     broker_url: str = Field("", description="Celery broker URL. Empty: Celery on an SQLite file in the home.")
     storage_url: str = Field("", description="fsspec URL of datasets and models. Empty: a directory in the home.")
 
+    log_format: Literal["text", "json"] = Field("text", description="Format of log lines: `text` or `json`.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level of log lines: `debug`, `info`, `warning` or `error`."
+    )
+
     max_upload_bytes: PositiveInt = Field(10 * 2**30, description="Largest dataset upload, in bytes.")
     max_decompressed_bytes: PositiveInt = Field(
         10 * 2**30,

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import httpx
 
-from app.kit import gpus
+from app.kit import gpus, logs
 from app.kit.address import check_free, local_url
 from app.kit.extras import INSTALL_TRAINING, missing_for_training
 from app.kit.guards import is_loopback
@@ -58,6 +58,7 @@ def api() -> None:
     import uvicorn
 
     settings = get_settings()
+    logs.configure()
     require_port(settings.host, settings.port)
     require_key(settings.host)
     make_home()
@@ -67,6 +68,7 @@ def api() -> None:
         host=settings.host,
         port=settings.port,
         access_log=False,
+        log_config=None,
         timeout_graceful_shutdown=5,
     )
 
@@ -108,15 +110,14 @@ def worker(queue: str) -> NoReturn:
         sys.exit(
             f"{error}. `burnish worker --gpus` or BURNISH_GPUS says which GPUs it has; `burnish doctor` says more."
         )
-    arguments = ["worker", "--queues", queue, "--pool", "threads", "--loglevel", "INFO"]
+    arguments = ["worker", "--queues", queue, "--pool", "threads"]
     arguments += ["--hostname", f"{queue}@%h", "--without-gossip", "--without-mingle", "--without-heartbeat"]
-    _become(python("worker", *arguments, "--concurrency", str(threads)))
+    _become(python("worker", "--quiet", *arguments, "--concurrency", str(threads)))
 
 
 def beat() -> NoReturn:
     """Becomes the clock of housekeeping, which asks for a round of the reconcilers every few seconds."""
-    schedule = str(make_home() / "beat-schedule")
-    _become(python("worker", "beat", "--schedule", schedule, "--pidfile=", "--loglevel", "WARNING"))
+    _become(python("worker", "--quiet", "beat", "--schedule", str(make_home() / "beat-schedule"), "--pidfile="))
 
 
 def engine() -> NoReturn:
@@ -147,22 +148,22 @@ def up() -> None:
 class _Run:
     """What `up` and the threads that keep its processes tell each other."""
 
-    logs: Path
+    folder: Path  # of the logs
     ending: threading.Event = field(default_factory=threading.Event)
     serving: threading.Event = field(default_factory=threading.Event)
     failure: str | None = None  # the first process that ended before the API answered
 
 
 def _run(settings: Settings) -> None:
-    logs = settings.home.resolve() / "logs"
-    logs.mkdir(exist_ok=True)
+    folder = settings.home.resolve() / "logs"
+    folder.mkdir(exist_ok=True)
     missing = missing_for_training()
     if missing:
         print(f"Training is off, since packages are missing: {', '.join(missing)}. {INSTALL_TRAINING}", flush=True)
     # Waited for, not handled: a handler that sets an event deadlocks when a second signal interrupts the first.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
-    print(f"Burnish starts. Logs are in {logs}.", flush=True)
-    run = _Run(logs)
+    print(f"Burnish starts. Logs are in {folder}.", flush=True)
+    run = _Run(folder)
     names = [name for name in PROCESSES if name != "training" or not missing]
     keepers = [threading.Thread(target=_keep, args=(name, run)) for name in names]
     for keeper in keepers:
@@ -196,7 +197,7 @@ def _keep(name: str, run: _Run) -> None:
     while not run.ending.wait(pause):
         started = time.monotonic()
         try:
-            process = _start(name, run.logs)
+            process = _start(name, run.folder)
         except OSError as error:  # no memory, no disk: it may pass
             pause = min(max(2 * pause, 0.5), LONGEST_PAUSE_SECONDS)
             print(f"{name} cannot be started ({error}); trying again in {pause:.0f} s", flush=True)
@@ -208,13 +209,12 @@ def _keep(name: str, run: _Run) -> None:
             return
         lived = time.monotonic() - started
         pause = 0.0 if lived > HEALTHY_SECONDS else min(max(2 * pause, 0.5), LONGEST_PAUSE_SECONDS)
-        ended, log = f"{name} ended with exit code {process.returncode}", f"{run.logs / name}.log"
+        ended, log = f"{name} ended with exit code {process.returncode}", f"{run.folder / name}.log"
         if run.serving.is_set():
             print(f"{ended}; starting it again. See {log}", flush=True)
         elif run.failure is None:
             run.failure = f"Burnish could not start: {ended}. See {log}"
 
 
-def _start(name: str, logs: Path) -> Popen[bytes]:
-    with (logs / f"{name}.log").open("ab") as log:
-        return spawn(PROCESSES[name], stdout=log, stderr=log, grace_seconds=STOP_SECONDS)
+def _start(name: str, folder: Path) -> Popen[bytes]:
+    return spawn(PROCESSES[name], log=folder / f"{name}.log", grace_seconds=STOP_SECONDS)

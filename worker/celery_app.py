@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow
 from celery import Celery, signals
 
+from app.kit import logs
 from app.kit.queue import celery_settings, wake
 from worker import trainers
 from worker.presence import presence, shutting_down
@@ -24,6 +25,12 @@ celery.conf.beat_schedule = {
         "options": {"queue": "housekeeping", "expires": RECONCILE_SECONDS},
     }
 }
+
+
+@signals.setup_logging.connect
+def _on_logging(**_: Any) -> None:
+    """Whoever answers this signal sets logging up in Celery's place."""
+    logs.configure()
 
 
 @signals.worker_shutting_down.connect

@@ -89,6 +89,7 @@ def train_next(slots: Slots, shutting_down: threading.Event) -> bool:
     job = slots.claim()
     if job is None:
         return False
+    log.info("%s: attempt %d begins", job.id, job.attempt)
     workspace = workspaces() / f"{job.id}-{job.attempt}"
     try:
         _attempt(job, slots, workspace, Beat(job, shutting_down))
@@ -100,6 +101,7 @@ def train_next(slots: Slots, shutting_down: threading.Event) -> bool:
     finally:
         slots.give_back(job)
         shutil.rmtree(workspace, ignore_errors=True)
+        log.info("%s: attempt %d has ended", job.id, job.attempt)
     return True
 
 

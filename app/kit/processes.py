@@ -2,7 +2,8 @@
 
 `spawn` starts a command under a guard: this very file, run as a script. The guard adopts every orphan below it (child
 subreaper), holds the read end of a pipe whose write end only the parent has, and ends the whole tree when that pipe
-closes, when it is asked to, or when the command itself ends. Linux only.
+closes, when it is asked to, or when the command itself ends. With `log` it also keeps the command's output, in files that
+it rotates: it lives exactly as long as the command does, so nobody else's death can block or break that pipe. Linux only.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
     from typing import IO, NoReturn
 
 KILL_NOW = signal.SIGUSR1
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+# A log that would grow past LOG_BYTES is renamed to `.1`, the one before it to `.2`, and so on; LOG_FILES of them are kept.
+LOG_BYTES, LOG_FILES = 16 * 2**20, 4
+PIPE_BYTES = 64 * 2**10
 
 
 def python(module: str, *arguments: str) -> list[str]:
@@ -43,6 +48,7 @@ def spawn(
     stdin: int | IO[bytes] | None = None,
     stdout: int | IO[bytes] | None = None,
     stderr: int | IO[bytes] | None = None,
+    log: Path | None = None,
     pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Start `command` so that neither it nor anything it starts outlives this process. Safe to call from any thread.
@@ -51,21 +57,24 @@ def spawn(
     when signal n killed that, 127 when it could not be started; and once it has exited nothing below it is alive. SIGTERM is
     forwarded to the command; `grace_seconds` later (also when this process dies) whatever is left is killed.
     The guard is the leader of a session of its own: a Ctrl-C in the terminal reaches the parent alone, which decides.
-    `stdin` is empty by default; the other arguments are those of `subprocess.Popen`.
+    With `log`, whatever is written to stdout and stderr is appended to that file, which is rotated; raises `OSError` if it
+    cannot be opened. `stdin` is empty by default; the other arguments are those of `subprocess.Popen`.
     """
     import subprocess
     import weakref
 
+    output = None if log is None else log.open("ab")
     lifeline, held = os.pipe()
     guard = [sys.executable, "-I", "-S", os.path.abspath(__file__), str(lifeline), str(os.getpid()), str(grace_seconds)]
+    guard.append("" if log is None else os.path.abspath(log))
     try:
         process = subprocess.Popen(
             [*guard, *(os.fspath(word) for word in command)],
             env=env,
             cwd=cwd,
             stdin=subprocess.DEVNULL if stdin is None else stdin,
-            stdout=stdout,
-            stderr=stderr,
+            stdout=output or stdout,
+            stderr=output or stderr,
             pass_fds=(lifeline, *pass_fds),
             start_new_session=True,
         )
@@ -74,6 +83,8 @@ def spawn(
         raise
     finally:
         os.close(lifeline)
+        if output is not None:
+            output.close()
     # Popen objects of running processes are kept alive by the subprocess module, so this closes no sooner than the end.
     weakref.finalize(process, os.close, held)
     return process
@@ -94,9 +105,10 @@ def stop(process: subprocess.Popen[bytes], grace_seconds: float) -> int:
     return process.wait()
 
 
-def _guard(lifeline: int, parent: int, grace_seconds: float, command: list[str]) -> int:
+def _guard(lifeline: int, parent: int, grace_seconds: float, log: str, command: list[str]) -> int:
     """Run `command`, end everything below when it or the parent ends; returns the exit code to end with."""
     os.set_inheritable(lifeline, False)
+    output, written = os.pipe() if log else (-1, -1)
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -109,12 +121,18 @@ def _guard(lifeline: int, parent: int, grace_seconds: float, command: list[str])
     guard = os.getpid()
     child = os.fork()
     if child == 0:
+        if log:
+            os.dup2(written, 1)
+            os.dup2(written, 2)
         _become(command, guard)
+    if log:
+        os.close(written)
+        os.set_blocking(output, False)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     code: int | None = None
     deadline: float | None = None
-    watched = [lifeline, woken]
+    watched = [lifeline, woken, output] if log else [lifeline, woken]
     while True:
         for pid, status in _reap():
             if pid == child:
@@ -123,6 +141,8 @@ def _guard(lifeline: int, parent: int, grace_seconds: float, command: list[str])
                 _signal(_descendants(), signal.SIGTERM)
                 deadline = min(deadline or float("inf"), time.monotonic() + grace_seconds)
         if code is not None and not _has_children():
+            while output in watched and _pump(output, log):
+                pass
             return code
         left = 1.0 if deadline is None else deadline - time.monotonic()
         if left <= 0:
@@ -133,6 +153,8 @@ def _guard(lifeline: int, parent: int, grace_seconds: float, command: list[str])
         orphaned = lifeline in ready or os.getppid() != parent
         if orphaned and lifeline in watched:
             watched.remove(lifeline)
+        if output in ready and not _pump(output, log):
+            watched.remove(output)
         if KILL_NOW in received:
             deadline = 0.0
         elif deadline is None and (orphaned or any(number in received for number in STOP_SIGNALS)):
@@ -153,6 +175,41 @@ def _become(command: list[str], guard: int) -> NoReturn:
     except OSError as error:
         os.write(2, f"{command[0]}: {error.strerror}\n".encode())
     os._exit(127)
+
+
+def _pump(output: int, log: str) -> bool:
+    """Move what the pipe holds to the log. False when there is nothing, now or ever again."""
+    try:
+        data = os.read(output, PIPE_BYTES)
+    except BlockingIOError:
+        return False
+    try:
+        if os.fstat(1).st_size + len(data) > LOG_BYTES:
+            end = data.find(b"\n") + 1  # of the line that the old file begins
+            _write(data[:end])
+            data = data[end:]
+            _rotate(log)
+        _write(data)
+    except OSError:  # the disk is full: lines are lost, and the command never waits for a reader
+        pass
+    return bool(data)
+
+
+def _write(data: bytes) -> None:
+    while data:
+        data = data[os.write(1, data) :]
+
+
+def _rotate(log: str) -> None:
+    """Begin the log anew; its older files move up by one."""
+    for number in range(LOG_FILES, 0, -1):
+        newer = f"{log}.{number - 1}" if number > 1 else log
+        if os.path.exists(newer):
+            os.replace(newer, f"{log}.{number}")
+    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
 
 
 def _reap() -> list[tuple[int, int]]:
@@ -207,4 +264,4 @@ def _prctl(option: int, value: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(_guard(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4:]))
+    sys.exit(_guard(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4], sys.argv[5:]))

@@ -16,7 +16,7 @@ from app.models.tables import Engine
 from app.settings import Settings
 from tests.conftest import eventually
 from tests.engine.conftest import House, engine_processes
-from worker.engine import client, controller, embedded, rows, vllm
+from worker.engine import client, controller, embedded, rows, running, vllm
 from worker.engine.choice import choose_engine, engine_for
 
 IDS = [5, 120, 340, 77]
@@ -94,7 +94,7 @@ def test_a_model_that_cannot_be_loaded_fails_with_the_log_s_last_lines_and_can_b
             assert str(folder) in error["message"] or model_id == "model_away"
 
 
-def test_an_engine_that_keeps_dying_fails(house: House) -> None:
+def test_an_engine_that_keeps_dying_fails_and_its_log_has_every_start(house: House) -> None:
     house.add_model("model_1")
     house.want("model_1")
     with house.controller(engine="embedded") as process:
@@ -104,6 +104,9 @@ def test_an_engine_that_keeps_dying_fails(house: House) -> None:
             _servers(process)[0].kill()
         eventually(lambda: _status(house, "model_1") == "failed", 30, "the engine has failed")
         assert house.engine("model_1").error["code"] == "engine_died"  # type: ignore[index,union-attr]
+    log = (house.home / "logs/engine-model_1.log").read_text()
+    assert log.count(running.START_MARK) == controller.MAX_DEATHS
+    assert running.START_MARK not in running.log_tail(house.home / "logs/engine-model_1.log")
 
 
 def test_a_killed_controller_leaves_no_engine_and_the_next_starts_it_again(house: House) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.kit.processes import spawn, stop
+from app.kit.processes import LOG_BYTES, LOG_FILES, spawn, stop
 from tests.conftest import REPOSITORY, eventually
 
 # Starts a grandchild that left its session and whose parent is gone, then tells its own pid and the grandchild's.
@@ -172,3 +172,31 @@ def test_environment_output_and_descriptors_reach_the_command(tmp_path: Path) ->
     assert os.read(reader, 100) == b"passed\n"
     os.close(reader)
     assert process.wait(10) == 0
+
+
+# Writes numbered lines of 100 bytes, some to standard error, and tells of an unfinished one at its end.
+WRITER = """
+import os
+for first in range(0, {lines}, 500):
+    os.write(1 + first // 500 % 2, b"".join(b"%098d\\n" % number for number in range(first, first + 500)))
+os.write(2, b"the end")
+"""
+
+
+def test_a_log_is_appended_to_and_rotated_and_no_line_is_lost_or_cut(tmp_path: Path) -> None:
+    log, lines = tmp_path / "child.log", (LOG_FILES + 2) * LOG_BYTES // 99 // 500 * 500
+    log.write_text("what was there before\n")
+    assert spawn([sys.executable, "-c", WRITER.format(lines=1000)], log=log).wait(60) == 0
+    assert log.read_bytes().startswith(b"what was there before\n%098d\n" % 0)
+    assert spawn([sys.executable, "-c", WRITER.format(lines=lines)], log=log).wait(60) == 0
+    files = [*(tmp_path / f"child.log.{number}" for number in range(LOG_FILES, 0, -1)), log]
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert all(0 < file.stat().st_size <= LOG_BYTES for file in files)
+    *kept, end = b"".join(file.read_bytes() for file in files).split(b"\n")
+    assert end == b"the end"
+    assert [int(line) for line in kept] == list(range(lines - len(kept), lines))
+    assert files[0].read_bytes().endswith(b"\n")
+
+
+def test_a_child_whose_log_cannot_be_written_is_not_held_up() -> None:
+    assert spawn([sys.executable, "-c", WRITER.format(lines=20_000)], log=Path("/dev/full")).wait(30) == 0

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 
+from app.kit import logs
 from app.settings import get_settings
 from worker.engine.controller import run
 
 
 def main() -> None:
     """Run the controller in the foreground."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logs.configure()
     # Waited for, not handled: a handler that sets an event can deadlock with the loop that waits for it.
     ends = (signal.SIGTERM, signal.SIGINT)
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)

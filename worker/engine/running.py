@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from app.kit import processes, storage
+from app.kit.database import utc_now
 from app.settings import Settings
 from worker.engine import client, rows
 from worker.engine.protocol import EngineError, InferenceEngine, Launch
@@ -27,6 +28,8 @@ SECRET_WORDS = frozenset({"TOKEN", "SECRET", "PASSWORD", "PASSWD", "PGPASSWORD",
 START_SECONDS = 900.0
 STOP_SECONDS = 5.0
 LOG_LINES = 12
+# The line before the output of each start of an engine.
+START_MARK = "--- Burnish starts the engine at"
 
 
 @dataclass
@@ -79,14 +82,14 @@ def bring_up(running: Running, wanted: WantedEngine, engine: InferenceEngine, se
         launch = Launch(model_id, path, port, template, own_code=wanted.own_code)
         log_file = log_path(settings, model_id)
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        with log_file.open("wb") as output:
-            running.process = processes.spawn(
-                engine.command(launch, settings),
-                grace_seconds=STOP_SECONDS,
-                env=_without_secrets(engine.environment(settings)),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+        with log_file.open("a") as log_output:
+            log_output.write(f"{START_MARK} {utc_now():%Y-%m-%dT%H:%M:%SZ}\n")
+        running.process = processes.spawn(
+            engine.command(launch, settings),
+            grace_seconds=STOP_SECONDS,
+            env=_without_secrets(engine.environment(settings)),
+            log=log_file,
+        )
         url = f"http://127.0.0.1:{port}"
         _wait_until_healthy(running, url, log_file)
         running.url = url
@@ -145,18 +148,19 @@ def resident_bytes(running: Running) -> int:
 
 
 def log_path(settings: Settings, model_id: str) -> Path:
-    """Where an engine's output goes; begun anew at each start."""
+    """Where an engine's output goes. Each start appends to it, after a line that begins with `START_MARK`."""
     return settings.home.resolve() / "logs" / f"engine-{model_id}.log"
 
 
 def log_tail(path: Path) -> str:
-    """The last lines of an engine's log."""
+    """The last lines of an engine's log, all of its latest start."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 16_384))
-            lines = file.read().decode(errors="replace").splitlines()
+            text = file.read().decode(errors="replace")
     except OSError:
         return ""
+    lines = text.rpartition(START_MARK)[2].splitlines()[1:] if START_MARK in text else text.splitlines()
     return "\n".join([line.rstrip() for line in lines if line.strip()][-LOG_LINES:])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ from app.kit.database import reading
 from app.kit.leases import in_state
 from app.models.tables import Model
 from worker.supervisor import workspaces
+
+log = logging.getLogger(__name__)
 
 # Whose attempts may store something that has no row yet.
 RUNNING = (
@@ -35,14 +38,17 @@ def remove_leftovers() -> None:
     with reading() as session:
         running = {f"{owner}-{attempt}" for query in RUNNING for owner, attempt in session.execute(query)}
     for name in spaces.keys() - running:
+        log.info("removing the workspace %s, whose attempt does not run", name)
         shutil.rmtree(spaces[name], ignore_errors=True)
     ended = {key: owner for key in folders for owner, attempt in [_of(key)] if f"{owner}-{attempt}" not in running}
     keys = list(ended)
     for start in range(0, len(keys), AT_ONCE):
         some = keys[start : start + AT_ONCE]
         for key in set(some) - _kept({ended[key] for key in some}):
+            log.info("removing %s from storage, which nothing refers to", key)
             storage.delete_folder(key)
     for folder in storage.abandoned(time.time() - ABANDONED_AFTER_SECONDS):
+        log.info("removing the abandoned upload %s", folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 

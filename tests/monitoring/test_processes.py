@@ -1,0 +1,71 @@
+"""Several real processes on one home: what they log, and what they count together."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from subprocess import Popen
+
+import pytest
+from sqlalchemy import select
+
+from app.kit import queue
+from app.kit.database import reading
+from app.kit.processes import spawn, stop
+from app.settings import REPOSITORY
+from app.up import migrate
+from app.workers.tables import Worker
+from tests.conftest import eventually, settings_of
+
+
+@dataclass
+class House:
+    """A home whose processes log JSON to `home/NAME.log`."""
+
+    home: Path
+
+    def start(self, name: str, *command: str, **settings: str) -> Popen[bytes]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("BURNISH_")}
+        own = {"BURNISH_HOME": str(self.home), "BURNISH_LOG_FORMAT": "json"}
+        words = [sys.executable, "-m", "app.cli", *command]
+        return spawn(words, env=kept | own | settings, cwd=REPOSITORY, log=self.home / f"{name}.log")
+
+    def start_api(self, name: str, port: int) -> Popen[bytes]:
+        return self.start(name, "api", BURNISH_PORT=str(port))
+
+    def lines(self, name: str) -> list[str]:
+        return (self.home / f"{name}.log").read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """A home with a current schema."""
+    home = tmp_path_factory.mktemp("home")
+    with settings_of({"BURNISH_HOME": str(home)}):
+        migrate()
+        yield House(home)
+
+
+def heard_at() -> datetime | None:
+    """When the housekeeping worker last told of itself, which it does at the end of each round."""
+    with reading() as session:
+        return session.scalar(select(Worker.heard_at).where(Worker.queue == "housekeeping"))
+
+
+def test_housekeeping_logs_nothing_when_it_finds_nothing_to_do(house: House) -> None:
+    worker = house.start("housekeeping", "worker", "--queue", "housekeeping")
+    try:
+        eventually(lambda: any("ready." in line for line in house.lines("housekeeping")), 60, "the worker is ready")
+        first = eventually(heard_at, 30, "its first round")
+        before = house.lines("housekeeping")
+        for _ in range(3):
+            queue._client().send_task("worker.tasks.reconcile", queue="housekeeping")
+            eventually(lambda seen=first: heard_at() != seen, 30, "another round")  # type: ignore[misc]
+            first = heard_at()
+        assert house.lines("housekeeping") == before
+    finally:
+        stop(worker, 10)
