@@ -35,6 +35,7 @@ from app.kit.errors import errors
 from app.kit.guards import AnswerHeaders, BodyLimit, HeadAsGet, LoopbackOnly, is_loopback
 from app.kit.routing import NativeRoute
 from app.models.service import register_demo_base
+from app.monitoring.recording import Recorded
 from app.projects.idempotency import Replayed, answer_again
 from app.settings import get_settings
 
@@ -99,4 +100,6 @@ def create_app() -> FastAPI:
         links = {name: name for name in ("docs", "openapi.json", "health", "ready")}
         return {"object": "service", "version": service.version, **links}
 
+    # Outside of Starlette's own outermost middleware, which answers with 500 where nothing else did.
+    service.middleware_stack = Recorded(service.build_middleware_stack())
     return service

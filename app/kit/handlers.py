@@ -15,6 +15,7 @@ from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, Operationa
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
+from app.kit import logs
 from app.kit.bodies import duplicate
 from app.kit.errors import (
     BadRequest,
@@ -26,7 +27,6 @@ from app.kit.errors import (
     UnsupportedMediaType,
 )
 from app.kit.full_disk import is_full
-from app.kit.ids import new_id
 
 log = logging.getLogger(__name__)
 
@@ -193,10 +193,11 @@ def _overtaken(request: Request, error: Exception) -> JSONResponse:
 
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    fault = new_id("fault")
-    log.error("%s %s %s", fault, request.method, request.url.path, exc_info=error)
+    log.error("%s %s", request.method, request.url.path, exc_info=error)
     refusal = ServiceError(
-        f"A fault of the service; its log has it under {fault}.", code="internal_error", hint="Report it with the log."
+        f"The service failed. Its log has the details under the request id {logs.request_id.get()}.",
+        code="internal_error",
+        hint="Report it with the log.",
     )
     refusal.status = 500
     return _render(refusal)

@@ -66,6 +66,7 @@ class Allowed:
         address = request.client.host if request.client else ""
         secret = bearer.credentials if bearer else header
         caller, left = await to_thread.run_sync(_counted, secret, address, limiter=AUTHENTICATING)
+        request.state.project, request.state.key = caller.project_id, caller.key_id  # for the access log
         request.state.headers = limits.headers("requests", left)
         limits.require("requests", left, 0)
         if self.permission not in PERMISSIONS[caller.role]:
