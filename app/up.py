@@ -57,11 +57,13 @@ def api() -> None:
     """Serves HTTP in this process, until it is asked to end."""
     import uvicorn
 
+    from app.monitoring import latency
+
     settings = get_settings()
     logs.configure()
     require_port(settings.host, settings.port)
     require_key(settings.host)
-    make_home()
+    latency.share(make_home() / "metrics")
     uvicorn.run(
         "app.main:create_app",
         factory=True,

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kit import logs
 from app.kit.ids import new_id
+from app.monitoring import latency
 
 log = logging.getLogger("access")
 
@@ -51,10 +52,12 @@ class Recorded:
         try:
             await self.app(scope, receive, counted)
         finally:
-            _record(scope, status, size, time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            _log(scope, status, size, seconds)
+            latency.observe(scope["method"], getattr(scope.get("route"), "path", None), status, seconds)
 
 
-def _record(scope: Scope, status: int, size: int, seconds: float) -> None:
+def _log(scope: Scope, status: int, size: int, seconds: float) -> None:
     """Writes the line of the access log. The query stays out of it: values there may be secret."""
     path = scope["raw_path"].decode("ascii", "backslashreplace") if scope.get("raw_path") else quote(scope["path"])
     state = scope.get("state", {})

@@ -1,4 +1,5 @@
-"""What Prometheus is told: a table of questions to the database, asked at each scrape, as of one moment."""
+"""What Prometheus is told: how long requests took, and a table of questions to the database, asked at each scrape, as of one
+moment."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from app.files.tables import File
 from app.jobs.tables import Attempt, Job, Status
 from app.kit.database import snapshot, utc_now
 from app.models.tables import Engine, Model
+from app.monitoring.latency import RequestsCollector
 from app.settings import get_settings
 from app.usage.tables import Total
 from app.workers.tables import Worker
@@ -150,6 +152,7 @@ class DatabaseCollector(Collector):
 
 REGISTRY = CollectorRegistry()
 REGISTRY.register(DatabaseCollector())
+REGISTRY.register(RequestsCollector())
 
 
 def exposition() -> bytes:

@@ -15,6 +15,7 @@ from app.kit.database import utc_now, writing
 from app.monitoring.service import QUESTIONS
 from app.projects import service as projects
 from app.projects.removal import delete_project
+from tests.conftest import eventually
 from tests.jobs.conftest import dataset
 from tests.jobs.test_lifecycle import job
 
@@ -60,10 +61,29 @@ def trained(steps: int) -> dict[str, float]:
 def test_every_metric_of_the_table_is_there_and_told(client: httpx.Client, job: dict[str, Any]) -> None:
     families = {each.name: each for each in text_string_to_metric_families(client.get("/metrics").text)}
     told = {name: metric for question in QUESTIONS for name, metric, _ in question.metrics}
-    assert families.keys() == told.keys()
+    assert families.keys() == told.keys() | {"burnish_http_request_duration_seconds"}
     for name, family in families.items():
-        assert family.type in told[name].__name__.lower()
+        assert family.type in (told[name].__name__.lower() if name in told else "histogram")
         assert family.documentation.endswith(".")
+
+
+def test_requests_are_counted_by_method_route_and_status(client: httpx.Client, job: dict[str, Any]) -> None:
+    count = "burnish_http_request_duration_seconds_count"
+    before = scrape(client)
+    client.get(f"/jobs/{job['id']}").raise_for_status()
+    client.get("/jobs/job_none")
+    client.get("/nothing/at/all")
+    client.request("PROPFIND", "/jobs")
+    client.post("/jobs", json={})
+    labels = ["GET /jobs/{id} 200", "GET /jobs/{id} 404", "GET none 404", "other /jobs 405", "POST /jobs 422"]
+    expected = {f"{count} {each}": 1.0 for each in labels}
+
+    def counted() -> bool:  # which a request is when its answer has been sent
+        after = scrape(client)
+        rose = {name: after[name] - before.get(name, 0.0) for name in after if name.startswith(count)}
+        return {name: by for name, by in rose.items() if by and "/metrics" not in name} == expected
+
+    eventually(counted, 10, f"the counts {expected}")
 
 
 def test_jobs_are_counted_by_status_and_the_queue_has_an_age(client: httpx.Client, job: dict[str, Any]) -> None:

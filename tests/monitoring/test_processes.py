@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from subprocess import Popen
 
+import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import select
 
 from app.kit import queue
@@ -19,6 +22,7 @@ from app.kit.processes import spawn, stop
 from app.settings import REPOSITORY
 from app.up import migrate
 from app.workers.tables import Worker
+from demo.service import free_port, is_up
 from tests.conftest import eventually, settings_of
 
 
@@ -69,3 +73,37 @@ def test_housekeeping_logs_nothing_when_it_finds_nothing_to_do(house: House) -> 
         assert house.lines("housekeeping") == before
     finally:
         stop(worker, 10)
+
+
+def counted(port: int) -> float:
+    """How many requests for a dataset that is not there one process says that all have answered."""
+    answer = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).raise_for_status()
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+        if sample.name == "burnish_http_request_duration_seconds_count" and sample.labels["route"] == "/datasets/{id}"
+    )
+
+
+def test_two_api_processes_count_together_also_when_one_has_died(house: House) -> None:
+    ports = [free_port(), free_port()]
+    running = [house.start_api(f"api-{port}", port) for port in ports]
+    try:
+        for port in ports:
+            eventually(lambda port=port: is_up(f"http://127.0.0.1:{port}"), 60, "the API")  # type: ignore[misc]
+        for port, requests in zip(ports, (2, 3), strict=True):
+            for _ in range(requests):
+                assert httpx.get(f"http://127.0.0.1:{port}/datasets/ds_none").status_code == 404
+        eventually(lambda: [counted(port) for port in ports] == [5, 5], 10, "the sum of both, from each")
+        lines = [json.loads(line) for name in ports for line in house.lines(f"api-{name}")]
+        assert sum(line.get("path") == "/datasets/ds_none" for line in lines) == 5
+        stop(running[1], 0)
+        assert counted(ports[0]) == 5
+        running[1] = house.start_api(f"api-{ports[1]}", ports[1])
+        eventually(lambda: is_up(f"http://127.0.0.1:{ports[1]}"), 60, "the API")
+        assert [counted(port) for port in ports] == [5, 5]
+        assert len(list((house.home / "metrics").glob("*.db"))) == 3  # of the two that run, and of all that ended
+    finally:
+        for process in running:
+            stop(process, 10)
