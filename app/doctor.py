@@ -159,10 +159,10 @@ def address(settings: Settings) -> Finding:
     import httpx
 
     from app.kit.address import check_free, local_url
-    from app.kit.guards import is_loopback
+    from app.kit.guards import is_exposed
 
     place = f"{settings.host}:{settings.port}"
-    if not is_loopback(settings.host) and not _has_key():
+    if is_exposed(settings) and not _has_key():
         hint = "Make one with `burnish keys create --admin`, or set BURNISH_HOST=127.0.0.1."
         return Finding("fail", f"{place} is not loopback, and there is no key", hint)
     try:
@@ -186,10 +186,10 @@ def address(settings: Settings) -> Finding:
 def _has_key() -> bool:
     from sqlalchemy.exc import SQLAlchemyError
 
-    from app.projects.access import needs_key
+    from app.projects.access import has_key
 
     try:
-        return needs_key()
+        return has_key()
     except SQLAlchemyError:  # another check says what is wrong with the database
         return False
 

@@ -18,7 +18,7 @@ import httpx
 from app.kit import gpus, logs
 from app.kit.address import check_free, local_url
 from app.kit.extras import INSTALL_TRAINING, missing_for_training
-from app.kit.guards import is_loopback
+from app.kit.guards import is_exposed
 from app.kit.home import make_home
 from app.kit.home_lock import hold_home
 from app.kit.processes import python, spawn, stop
@@ -62,7 +62,7 @@ def api() -> None:
     settings = get_settings()
     logs.configure()
     require_port(settings.host, settings.port)
-    require_key(settings.host)
+    require_key()
     latency.share(make_home() / "metrics")
     uvicorn.run(
         "app.main:create_app",
@@ -88,13 +88,13 @@ def require_port(host: str, port: int) -> None:
         )
 
 
-def require_key(host: str) -> None:
-    """Ends the program where strangers could reach the address, and no key keeps them out."""
-    from app.projects.access import needs_key
+def require_key() -> None:
+    """Ends the program if strangers could reach the service and no key keeps them out."""
+    from app.projects.access import has_key
 
-    if not is_loopback(host) and not needs_key():
+    if is_exposed(get_settings()) and not has_key():
         sys.exit(
-            f"BURNISH_HOST={host} is not a loopback address, and there is no key that would keep strangers out. "
+            f"BURNISH_HOST={get_settings().host} is not a loopback address, and there is no key to keep strangers out. "
             "Make one with `burnish keys create --admin`, or set BURNISH_ADMIN_KEY; or use 127.0.0.1."
         )
 
@@ -142,7 +142,7 @@ def up() -> None:
     with hold_home():
         require_port(settings.host, settings.port)
         migrate()
-        require_key(settings.host)
+        require_key()
         _run(settings)
 
 

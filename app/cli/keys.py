@@ -98,7 +98,41 @@ def rotate(context: typer.Context, key: Key) -> None:
 
 
 @commands.command("revoke")
-def revoke(context: typer.Context, key: Key) -> None:
-    """Revoke a key at once."""
+def revoke(
+    context: typer.Context,
+    key: Annotated[str | None, typer.Argument(metavar="KEY", help="The key's name or id.")] = None,
+    all: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="Every key in this machine's database, the last admin's too: requests need none any more."
+        ),
+    ] = False,
+) -> None:
+    """Revoke a key at once, or all of them."""
+    if all == (key is not None):
+        raise Failure("Give a key's name or id, or --all.")
+    if key is None:
+        typer.echo(_revoke_all_here())
+        return
     with connect(context) as service:
         delete_object(service, "key", "/keys", key, done="Revoked")
+
+
+def _revoke_all_here() -> str:
+    from app.kit.guards import is_exposed
+    from app.projects.service import delete_all_keys
+    from app.settings import get_settings
+    from app.up import migrate
+
+    settings = get_settings()
+    if is_exposed(settings):
+        raise Failure(
+            "This service is reached from other machines, so it needs keys.",
+            hint="Set BURNISH_HOST=127.0.0.1 first, restart the service, then try again.",
+        )
+    migrate()
+    count = delete_all_keys()
+    revoked = f"Revoked {count} key{'' if count == 1 else 's'}."
+    if settings.admin_key:
+        return f"{revoked} Requests still need BURNISH_ADMIN_KEY, until it is unset and the service restarted."
+    return f"{revoked} Requests need no key now: everyone on this machine is an admin of the project 'default'."

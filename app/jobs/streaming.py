@@ -136,6 +136,7 @@ async def followed(
 ) -> AsyncIterator[Row | None]:
     """The `wanted` rows after number `start`, of which `first` is the first batch, and those that come until the job has
     ended; None now and then if nothing comes. `read` reads the wanted ones only; it is called in a thread."""
+    batch: list[Row]
     batch, more, ended = first
     number = start
     for row in batch:

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kit.errors import Forbidden, ServiceError, TooLarge
-from app.settings import get_settings
+from app.settings import Settings, get_settings
 
 
 def is_loopback(host: str) -> bool:
@@ -23,6 +23,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def is_exposed(settings: Settings) -> bool:
+    """Whether others than the people on this machine reach the service, so that it needs keys."""
+    return not is_loopback(settings.host)
 
 
 class LoopbackOnly:

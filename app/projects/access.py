@@ -17,6 +17,7 @@ from sqlalchemy import exists, select
 from app.kit.bodies import read_json
 from app.kit.database import DEFAULT_PROJECT, reading, utc_now
 from app.kit.errors import Forbidden, ServiceError, Unauthorized
+from app.kit.guards import is_exposed
 from app.projects import idempotency, last_use, limits
 from app.projects.acting import AUTHENTICATING, Actor, act_as
 from app.projects.tables import Key, Project
@@ -41,10 +42,15 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def needs_key() -> bool:
-    """Whether there is any key, so that every request needs one."""
+def has_key() -> bool:
+    """Whether there is any key: one that is stored, or `BURNISH_ADMIN_KEY`."""
     with reading() as session:
         return bool(get_settings().admin_key) or bool(session.scalar(select(exists(select(Key.id)))))
+
+
+def needs_key() -> bool:
+    """Whether every request needs a key: there is one, or strangers reach the service, whatever became of its keys."""
+    return is_exposed(get_settings()) or has_key()
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ def _counted(secret: str | None, address: str) -> tuple[Actor, limits.Left | Non
 
 
 def _caller(secret: str | None, address: str) -> Actor:
-    """Whoever shows this key. While there is no key, everybody is an admin: then the service binds loopback only."""
+    """Whoever shows this key. While there is no key, everybody who reaches the service is an admin, and only this machine does."""
     admin_key, now = get_settings().admin_key, utc_now()
     if secret and admin_key and hmac.compare_digest(secret.encode(), admin_key.encode()):
         return _default_admin(address)

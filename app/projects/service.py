@@ -6,7 +6,7 @@ import secrets
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import exists, or_, select
+from sqlalchemy import Select, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -21,6 +21,7 @@ from app.projects.idempotency import creating, remember
 from app.projects.limits import KeyLimits, ProjectLimits
 from app.projects.schemas import key_created, project_out
 from app.projects.tables import Key, Project
+from app.settings import get_settings
 
 PREFIX = "bsk_"
 
@@ -67,7 +68,7 @@ def create_key(
 ) -> tuple[Key, str]:
     """Makes a key that opens the project of this name or id; returns it and the key itself, which is kept nowhere.
 
-    Raises `InvalidValue` for a project that there is not, a moment that is over, or a first key that is no admin's.
+    Raises `InvalidValue` if the project doesn't exist, if `expires_at` is over, or if no admin could make the next key.
     """
     if expires_at is not None and expires_at <= utc_now():
         raise InvalidValue(
@@ -79,7 +80,7 @@ def create_key(
             found = find_project(session, project, lock=True)
         except NotFound as error:
             raise InvalidValue(error.message, param="project", code=error.code, hint=error.hint) from None
-        if role != "admin" and not session.scalar(select(exists(select(Key.id)))):
+        if role != "admin" and not get_settings().admin_key and not session.scalar(_valid_admins().limit(1)):
             raise InvalidValue(
                 f"The first key cannot be of the role '{role}': nobody could make another.",
                 param="role",
@@ -142,17 +143,33 @@ def _new_secret() -> str:
     return PREFIX + secrets.token_urlsafe(32)
 
 
+def delete_all_keys() -> int:
+    """Revokes every key, also the last of an admin; returns how many there were. For commands on the service's machine."""
+    with writing() as session:
+        keys = session.scalars(select(Key).order_by(Key.id).with_for_update()).all()
+        for key in keys:
+            record(session, "key.delete", key.id, name=key.name)
+            session.delete(key)
+    return len(keys)
+
+
 def require_another_admin(session: Session, key: Key) -> None:
-    """Raises `Conflict` where `key` is the last of an admin. Without keys the service is open to all of this machine, and
-    without an admin's nobody could make any."""
-    if key.role != "admin":
+    """Raises `Conflict` if `key` is an admin's and no other one is valid: nobody could make a key then, and without any key
+    everyone on the machine is an admin. `BURNISH_ADMIN_KEY` is another one."""
+    if key.role != "admin" or get_settings().admin_key:
         return
     # Held, so that of two who delete the last two one waits and sees it.
-    admins = session.scalars(select(Key.id).where(Key.role == "admin").order_by(Key.id).with_for_update()).all()
-    if len(admins) == 1:
+    others = [id for id in session.scalars(_valid_admins().with_for_update()) if id != key.id]
+    if not others:
         raise Conflict(
             f"The key '{key.id}' is the last of an admin.", code="in_use", hint="Make another admin's key first."
         )
+
+
+def _valid_admins() -> Select[str]:
+    """The ids of the admins' keys that have not expired."""
+    valid = or_(Key.expires_at.is_(None), Key.expires_at > utc_now())
+    return select(Key.id).where(Key.role == "admin", valid).order_by(Key.id)
 
 
 def find_project(session: Session, name: str, *, lock: bool = False, alone: bool = False) -> Project:

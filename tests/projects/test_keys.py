@@ -10,10 +10,17 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import update
 
+from app.kit.database import DEFAULT_PROJECT, utc_now, writing
 from app.projects import service as projects
+from app.projects.access import needs_key
+from app.projects.audit import list_entries
+from app.projects.tables import Key
 from app.settings import get_settings
-from tests.conftest import REPOSITORY
+from app.up import migrate
+from tests.cli.terminal import run_command
+from tests.conftest import REPOSITORY, settings_of
 from tests.datasets.helpers import refusal
 from tests.projects.conftest import As, Keys
 
@@ -28,6 +35,24 @@ def test_a_key_of_the_settings_opens_and_closes(client: httpx.Client, monkeypatc
     monkeypatch.setattr(get_settings(), "admin_key", "secret")
     refusal(client.get("/jobs"), 401, "invalid_key")
     assert client.get("/projects", headers={"X-API-Key": "secret"}).status_code == 200
+
+
+def test_the_admin_of_the_settings_makes_and_removes_any_key(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(get_settings(), "admin_key", "secret")
+    as_admin = {"X-API-Key": "secret"}
+    for role in ("write", "admin"):
+        made = client.post("/keys", json={"role": role}, headers=as_admin).raise_for_status().json()
+        assert client.delete(f"/keys/{made['id']}", headers=as_admin).status_code == 204
+
+
+def test_a_service_that_strangers_reach_serves_nobody_without_a_key(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.get("/jobs").raise_for_status()
+    monkeypatch.setattr(get_settings(), "host", "0.0.0.0")
+    refusal(client.get("/jobs"), 401, "invalid_key")
 
 
 def test_a_key_is_shown_once(keys: Keys, client_of: As) -> None:
@@ -79,6 +104,25 @@ def test_the_last_admin_s_key_stays(keys: Keys, client_of: As) -> None:
     assert admin.delete(f"/keys/{other['id']}").status_code == 204
 
 
+def test_an_expired_key_is_no_admin_s(keys: Keys, client_of: As) -> None:
+    admin = client_of(keys.admin)
+    [last] = [key["id"] for key in admin.get("/keys").json()["data"] if key["name"] == "first"]
+    project = admin.post("/projects", json={"name": "expiring"}).raise_for_status().json()["id"]
+    expired = [
+        admin.post("/keys", json={"role": "admin", "project": place}).json()["id"] for place in ("default", project)
+    ]
+    with writing() as session:
+        session.execute(update(Key).where(Key.id.in_(expired)).values(expires_at=utc_now()))
+    refusal(admin.delete(f"/keys/{last}"), 409, "in_use")
+    assert admin.delete(f"/keys/{expired[0]}").status_code == 204
+    with writing() as session:  # as if the one that is valid were the project's
+        session.get_one(Key, last).project_id = project
+    refusal(admin.delete(f"/projects/{project}"), 409, "in_use")
+    with writing() as session:
+        session.get_one(Key, last).project_id = DEFAULT_PROJECT
+    assert admin.delete(f"/projects/{project}").status_code == 204
+
+
 def burnish(home: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {"BURNISH_HOME": str(home), "PATH": "/usr/bin:/bin", **more}
     command = [sys.executable, "-m", "app.cli", *words]
@@ -93,11 +137,28 @@ def test_an_address_that_strangers_reach_needs_a_key(tmp_path: Path) -> None:
     assert "burnish keys create --admin" in refused.stderr
     made = burnish(tmp_path, "keys", "create", "--admin")
     assert made.stdout.startswith("bsk_"), made.stderr
-    code = "from app.up import require_key; require_key('0.0.0.0')"
+    code = "from app.up import require_key; require_key()"
     allowed = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, env={"BURNISH_HOME": str(tmp_path)}, check=False
+        [sys.executable, "-c", code], cwd=REPOSITORY, env={"BURNISH_HOME": str(tmp_path)} | strange, check=False
     )
     assert allowed.returncode == 0
+
+
+def test_the_way_back_to_no_keys(tmp_path: Path) -> None:
+    home = {"BURNISH_HOME": str(tmp_path)}
+    with settings_of(home):
+        migrate()
+        for role in ("admin", "write"):
+            projects.create_key("default", role, role, None)
+        with settings_of(home | {"BURNISH_HOST": "192.0.2.1"}):
+            refused = run_command("", "keys", "revoke", "--all")
+        assert (refused.exit_code, "BURNISH_HOST=127.0.0.1" in refused.stderr) == (1, True)
+        assert needs_key()
+        revoked = run_command("", "keys", "revoke", "--all")
+        assert (revoked.exit_code, "Revoked 2 keys." in revoked.stdout) == (0, True), revoked.stderr
+        assert not needs_key()
+        told = list_entries(paging(), {"action": "key.delete"})[0]
+        assert [entry.address for entry in told] == ["console", "console"]
 
 
 def test_the_command_makes_lists_and_revokes(service: str, keys: Keys, client_of: As, tmp_path: Path) -> None:
