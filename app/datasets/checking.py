@@ -95,13 +95,8 @@ def _length(base: Model, asked: int | None) -> int:
     return asked
 
 
-def _render(base: Model, dataset: Dataset, request: RenderRequest, do: str, **arguments: Any) -> Any:
-    """The result of a request to the renderer. Raises `InvalidValue` for what it refuses."""
-    template = base.chat_template
-    if request.chat_template is not None:
-        template = text_of(request.chat_template)
-        require_end(template, base.facts.get("templates"), base.name)
-    handed = request.template_arguments if request.template_arguments is not None else base.template_arguments
+def renderer_model(base: Model, template: str | None) -> dict[str, Any]:
+    """The model as a request to the renderer names it. Raises `InvalidValue` where its files are gone."""
     try:
         folder = str(weights_folder(base))
     except FileNotFoundError as error:
@@ -111,7 +106,17 @@ def _render(base: Model, dataset: Dataset, request: RenderRequest, do: str, **ar
             code="model_unreadable",
             hint="Register or train it again.",
         ) from None
-    model = {"base_model": folder, "chat_template": template, "own_code": runs_own_code(base)}
+    return {"base_model": folder, "chat_template": template, "own_code": runs_own_code(base)}
+
+
+def _render(base: Model, dataset: Dataset, request: RenderRequest, do: str, **arguments: Any) -> Any:
+    """The result of a request to the renderer. Raises `InvalidValue` for what it refuses."""
+    template = base.chat_template
+    if request.chat_template is not None:
+        template = text_of(request.chat_template)
+        require_end(template, base.facts.get("templates"), base.name)
+    handed = request.template_arguments if request.template_arguments is not None else base.template_arguments
+    model = renderer_model(base, template)
     rows = {"rows": str(service.rows_path(dataset)), "kind": dataset.kind, "template_arguments": handed}
     answer = rendering.ask({"do": do, **model, **rows, **arguments})
     if "error" not in answer:

@@ -25,6 +25,7 @@ from app.jobs.schemas import (
 from app.jobs.tables import Event, Job, Log, Status
 from app.jobs.waiting import standing
 from app.kit.errors import errors
+from app.kit.helpers import run_apart
 from app.kit.pagination import Page, Paging, page_of
 from app.kit.paths import NameOrId
 from app.kit.routing import NativeRoute
@@ -48,14 +49,19 @@ def _out(*jobs: Job) -> list[JobOut]:
     response_model=JobOut,
     responses={200: {"model": PlanOut, "description": "With dry_run."}, **errors(409, 422, 503)},
 )
-def create_job(
+async def create_job(
     request: JobCreate,
     project: ToCreate,
     dry_run: Annotated[Flag, Query(description="Estimates memory, tokens, steps and time; starts nothing.")] = False,
 ) -> Response | JobOut:
+    # Its rows are rendered, which may take seconds.
+    return await run_apart(project, _create_job, project, request, dry_run)
+
+
+def _create_job(project_id: str, request: JobCreate, dry_run: bool) -> Response | JobOut:
     if dry_run:
-        return JSONResponse(planning.plan(project, request).model_dump(mode="json"))
-    return _out(service.create(project, request))[0]
+        return JSONResponse(planning.plan(project_id, request).model_dump(mode="json"))
+    return _out(service.create(project_id, request))[0]
 
 
 @router.get("", summary="List jobs", responses=errors(422))

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.datasets import service as datasets
 from app.datasets.tables import Dataset
-from app.jobs import attempts, checkpoints, reward_models
+from app.jobs import attempts, checkpoints, reward_models, row_check
 from app.jobs.announcing import announce
 from app.jobs.gpu_rules import GPU_RULES
 from app.jobs.lifecycle import ENDED, LIVE, add_event
@@ -40,18 +40,24 @@ from app.projects.limits import lock_project, project_limits
 
 
 class Judged(NamedTuple):
-    """A job that can be accepted: its spec with every default written out, and what it is made from."""
+    """A job that can be accepted: its spec with every default written out, and what it is made from; the datasets by the names
+    that `TrainerSpec` has for their files."""
 
     spec: JobSpec
     base: Model
-    dataset: Dataset
+    datasets: dict[str, Dataset]
 
 
 def create(project_id: str, request: JobCreate, *, dry_run: bool = False) -> Job:
     """Accepts a job, with every default resolved. What cannot work is refused here, with the fields named. Of a dry run nothing
-    is kept: the job is as it would have been."""
+    is kept: the job is as it would have been. Blocks while its rows are looked at."""
+    with reading() as session:
+        spec, base, held = judge(session, project_id, request)
+    # Between the transactions: nobody else waits while rows are rendered.
+    unchecked = row_check.require_trainable(spec, base, held, patient=dry_run)
     with creating() as session:
-        spec, base, dataset = judge(session, project_id, request)
+        spec, base, held = judge(session, project_id, request)
+        dataset = held["rows"]
         job = Job(
             id=new_id("job"),
             project_id=project_id,
@@ -74,6 +80,9 @@ def create(project_id: str, request: JobCreate, *, dry_run: bool = False) -> Job
         job.name = request.name or f"{base.name[:55]}-{job.id[-8:]}"
         _claim_name(session, job)
         add_event(session, job, "created", f"Accepted: {spec.stage} of '{base.name}' on {dataset.rows} rows.")
+        if unchecked:
+            message = f"Whether the rows can be trained on is found out when the job starts. {unchecked}"
+            add_event(session, job, "warning", message)
         if dry_run:
             session.expunge_all()
             session.rollback()
@@ -88,31 +97,34 @@ def create(project_id: str, request: JobCreate, *, dry_run: bool = False) -> Job
 def judge(session: Session, project_id: str, request: JobCreate) -> Judged:
     """Judges a job by all rules; what it is made from is held until the transaction ends. Raises all refusals at once."""
     spec, refusals = request.spec(), Refusals()
-    # What does not exist is refused, and no rule that reads it is applied. From here on the spec names datasets by their ids.
-    base, dataset = cast(Model, None), cast(Dataset, None)
+    # What does not exist is refused, and no rule that reads it is applied.
+    base, held = cast(Model, None), dict[str, Dataset]()
+    named = {"rows": ("dataset", request.dataset)}
+    if spec.validation and spec.validation.dataset:
+        named["validation_rows"] = ("validation.dataset", spec.validation.dataset)
+    if spec.replay:
+        named["replay_rows"] = ("replay.dataset", spec.replay.dataset)
     with refusals.catch():
         require_room(session, project_id)
     with refusals.catch():
         base = ready_base(session, project_id, request.base_model, lock=True)
-    with refusals.catch():
-        dataset = _dataset(session, project_id, spec, request.dataset, "dataset")
-    if spec.validation and spec.validation.dataset:
+    for file, (param, id) in named.items():
         with refusals.catch():
-            spec.validation.dataset = _dataset(
-                session, project_id, spec, spec.validation.dataset, "validation.dataset"
-            ).id
-    if spec.replay:
-        with refusals.catch():
-            spec.replay.dataset = _dataset(session, project_id, spec, spec.replay.dataset, "replay.dataset").id
+            held[file] = _dataset(session, project_id, spec, id, param)
+    # From here on the spec names datasets by their ids.
+    if spec.validation and "validation_rows" in held:
+        spec.validation.dataset = held["validation_rows"].id
+    if spec.replay and "replay_rows" in held:
+        spec.replay.dataset = held["replay_rows"].id
     with refusals.catch():
         reward_models.hold(session, project_id, spec)
     apply(GPU_RULES, refusals, spec, request.resources.gpus)
-    apply(RULES, refusals, spec, base, dataset)
+    apply(RULES, refusals, spec, base, held.get("rows"))
     if request.name is not None:
         with refusals.catch():
             models.require_free_name(session, project_id, request.name)
     refusals.raise_all()
-    return Judged(spec, base, dataset)
+    return Judged(spec, base, held)
 
 
 def require_room(session: Session, project_id: str) -> None:

@@ -88,6 +88,17 @@ def fetch_blob(sha256: str) -> Path:
     return _fetch(_blob_key(sha256))
 
 
+def is_here(key: str) -> bool:
+    """Whether what is stored under the key need not be fetched first."""
+    local = _local_root()
+    return (local / key if local else _cached(key)).exists()
+
+
+def has_blob_here(sha256: str) -> bool:
+    """Whether the blob need not be fetched first."""
+    return is_here(_blob_key(sha256))
+
+
 def delete_blob(sha256: str) -> None:
     """Removes the blob, if it is there."""
     _delete(_blob_key(sha256))

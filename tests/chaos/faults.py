@@ -262,7 +262,7 @@ def same_key_twice(load: Load, choice: float) -> str:
     """One POST that nobody waits for, and the same once more under the same key."""
     sent = Sent(len(load.jobs), "short", "none")
     load.jobs.append(sent)
-    key, body = f"job-{sent.number}", sent.body | {"dataset": load.dataset}
+    key, body = f"job-{sent.number}", load.body_of(sent)
     content = httpx.Request("POST", "http://a", json=body).content
     head = (
         f"POST /jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"

@@ -29,6 +29,9 @@ from tests.chaos.world import World
 from tests.conftest import DEMO_BASE
 
 ROWS = "\n".join(json.dumps(row, ensure_ascii=False) for row in sample_rows(40, seed=3)).encode()
+BAD_ROWS = "\n".join(
+    json.dumps({"instruction": f"Count {n}.", "output": "long " * 90 if n < 492 else "yes"}) for n in range(2400)
+).encode()
 ENDED = ("succeeded", "failed", "cancelled")
 # Jobs of the load that have not ended yet, at most.
 AT_ONCE = 5
@@ -50,8 +53,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 SPECIAL: dict[str, dict[str, Any]] = {
     POISON: SHAPES["long"],
-    # Rows of which nothing is left to learn.
-    BAD_DATA: {"hyperparameters": {"max_length": 8}, "check": {"max_cut_share": 0}},
+    # So few rows too many lose their end that a sample does not prove it: the trainer finds out.
+    BAD_DATA: {"hyperparameters": {"max_length": 64}},
 }
 DEPLOY = ("none", "adapter", "adapter", "merged")
 PRIORITIES = (0, 0, 5, -5)
@@ -103,6 +106,7 @@ class Load:
     # Sent by the load itself, at most.
     most: int
     dataset: str = ""
+    bad_dataset: str = ""
     jobs: list[Sent] = field(default_factory=list)
     # Datasets by name that a client was told are there, and those that it took back.
     datasets: dict[str, str] = field(default_factory=dict)
@@ -136,15 +140,22 @@ class Load:
         source = make_base(self.world.folder / "tiny")
         answer = self.ask("POST", "/models", key="tiny", json={"name": "tiny", "source": str(source)})
         assert answer.status_code == 201, answer.text
-        answer = self.ask("POST", "/datasets", params={"name": "rows"}, content=ROWS)
+        self.dataset, self.bad_dataset = self._upload("rows", ROWS), self._upload("bad rows", BAD_ROWS)
+
+    def _upload(self, name: str, rows: bytes) -> str:
+        answer = self.ask("POST", "/datasets", params={"name": name}, content=rows)
         assert answer.status_code in (200, 201), answer.text
-        self.dataset = answer.json()["id"]
+        return str(answer.json()["id"])
+
+    def body_of(self, sent: Sent) -> dict[str, Any]:
+        """The whole body of a job's request."""
+        return sent.body | {"dataset": self.bad_dataset if sent.shape == BAD_DATA else self.dataset}
 
     def send(self, shape: str, deploy: str, priority: int = 0) -> Sent:
         """Posts a job until it is accepted, and has someone follow it, or not."""
         sent = Sent(len(self.jobs), shape, deploy, priority)
         self.jobs.append(sent)
-        answer = self.ask("POST", "/jobs", key=f"job-{sent.number}", json=sent.body | {"dataset": self.dataset})
+        answer = self.ask("POST", "/jobs", key=f"job-{sent.number}", json=self.body_of(sent))
         assert answer.status_code == 202, answer.text
         sent.id = answer.json()["id"]
         if sent.number % FOLLOWED == 0 and not self.settled.is_set():

@@ -85,7 +85,7 @@ def test_rewards_may_be_said_shortly(client: httpx.Client, prompts: str, judge: 
         ({"batch_size": 2}, 2, 256),
         ({"batch_size": 64, "group_size": 5}, 4, 256),
         ({"max_length": 100}, 8, 50),
-        ({"max_length": 100, "max_new_tokens": 99}, 8, 99),
+        ({"max_length": 100, "max_new_tokens": 70}, 8, 70),
     ],
 )
 def test_groups_fit_the_batch_and_answers_the_length(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any, Literal
@@ -39,14 +40,20 @@ from worker.trainer.methods import lora
 
 METHOD = {"type": "lora", "rank": 4, "alpha": 32.0, "dropout": 0.1, "target_modules": ["q_proj"],
           "plus": None, "variant": None}  # fmt: skip
+# The chat template that it was trained with.
+TEMPLATE = text_of("chatml")
 
 
 def write_output(folder: Path, base: str, method: dict[str, Any] = METHOD, stage: str = "sft") -> None:
     """What a trainer leaves, as far as the service reads it."""
     weights = folder / ("adapter" if method.get("type", "lora") == "lora" else "merged")
     weights.mkdir(parents=True)
-    (weights / "chat_template.jinja").write_text("trained with this")
-    (weights / ("adapter_config.json" if weights.name == "adapter" else "config.json")).write_text("{}")
+    (weights / "chat_template.jinja").write_text(TEMPLATE)
+    if weights.name == "adapter":
+        (weights / "adapter_config.json").write_text("{}")
+    else:
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(DEMO_BASE / name, weights)
     (weights / f"{weights.name}_model.safetensors").write_bytes(b"weights")
     provenance = {"base_model": "demo-base", "base_model_id": base}
     told = {"stop_token_ids": [2], "spec": {"stage": stage, "method": method}, "provenance": provenance}
@@ -110,7 +117,7 @@ def test_it_is_a_fine_tune_like_any_other(client: httpx.Client, job: Job) -> Non
     assert listed(client, job) == {10: [model["name"]]}
     with reading() as session:
         row = session.get_one(Model, model["id"])
-        assert (row.chat_template, row.facts["stop_token_ids"]) == ("trained with this", [2])
+        assert (row.chat_template, row.facts["stop_token_ids"]) == (TEMPLATE, [2])
         assert (row.facts["stored_bytes"], row.location) == (7, f"checkpoints/{job.id}/1-10/adapter")
 
 
@@ -259,7 +266,7 @@ def test_what_no_engine_loads_as_an_adapter_is_merged(
     assert (stored_of(job), row.lease_expires_at) == (before + size, None)
     assert json.loads((folder / "manifest.json").read_text())["provenance"]["base_model"] == "demo-base"
     own = (folder / "merged/chat_template.jinja").read_text()
-    assert (own, row.chat_template) == ("trained with this", "trained with this")
+    assert (own, row.chat_template) == (TEMPLATE, TEMPLATE)
 
     remove_leftovers()
     assert folder.is_dir()

@@ -43,8 +43,8 @@ def with_template(tokenizer: Any, template: str) -> Any:
 
 def examples(tokenizer: Any, template: str | None, *conversations: list[Message]) -> list[list[Example]]:
     rows = [{"messages": messages, "tools": None} for messages in conversations]
-    rendered = render(with_template(tokenizer, template or tokenizer.chat_template), "chat", rows)
-    return [[example for _, example in parts] for _, parts in rendered]
+    rendered = render(with_template(tokenizer, template or tokenizer.chat_template), "chat", enumerate(rows, 1))
+    return [[example for _, example in parts] for _, _, parts in rendered]
 
 
 def learned(tokenizer: Any, example: Example) -> list[str]:
@@ -231,7 +231,7 @@ OSLO = '{"city": "Oslo", "unit": "°C"}'
 
 
 def rendered(tokenizer: Any, template: str, messages: list[Message], tools: str | None = None) -> list[Example]:
-    [(_, parts)] = render(with_template(tokenizer, template), "chat", [{"messages": messages, "tools": tools}])
+    [(_, _, parts)] = render(with_template(tokenizer, template), "chat", [(1, {"messages": messages, "tools": tools})])
     return [example for _, example in parts]
 
 
@@ -349,7 +349,7 @@ def test_a_named_template_is_its_family_s(tokenizer: Any, name: str) -> None:
     assert text == NAMED[name]
     # The prompt that an engine is asked is what training shows before each answer, token for token.
     [[*_, example]] = (
-        [each for _, each in parts] for _, parts in render(made, "chat", [{"messages": SPOKEN, "tools": None}])
+        [each for _, each in parts] for _, _, parts in render(made, "chat", [(1, {"messages": SPOKEN, "tools": None})])
     )
     asked = next(tokenize(made, [plan_prompt(Template(made, {"enable_thinking": True}), SPOKEN[:-1], None)])).token_ids
     assert example.token_ids[: len(asked)].tolist() == asked.tolist()

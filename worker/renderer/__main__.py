@@ -1,10 +1,11 @@
 """`python -m worker.renderer`: renders rows for the API, whose own process loads neither transformers nor torch.
 
 One JSON request a line on standard input, one JSON answer a line on standard output, in order; ends when standard input
-does. A request is {"do": "preview" or "check", …} with the arguments of the function of that name, but
+does. A request is {"do": "preview", "check" or "judge", …} with the arguments of the function of that name, but
 {"base_model": folder, "chat_template": text or null, "own_code": false} for the tokenizer. An answer is {"result": …} or
-{"error": {"code", "message"}}: `template_refused`, `model_unreadable`, or `fault`. Before it comes the line
-{"loaded": true}, when the tokenizer is loaded and rendering begins.
+{"error": {"code", "message"}}: `template_refused`, `model_unreadable`, `fault`, or what the trainer fails a job with, which
+brings its "hint" and "param" too. Before it comes the line {"loaded": true}, when the tokenizer is loaded and rendering
+begins.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ def main() -> int:
     # Everything is local files: no library may ask a model hub.
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "true"}
     from worker.renderer.check import check
+    from worker.renderer.judging import judge
     from worker.renderer.preview import preview
 
-    work: dict[str, Callable[..., Any]] = {"preview": preview, "check": check}
+    work: dict[str, Callable[..., Any]] = {"preview": preview, "check": check, "judge": judge}
     for line in sys.stdin:
         request = json.loads(line)
         for answer in _answers(work[request.pop("do")], request):
@@ -48,7 +50,7 @@ def _answers(work: Callable[..., Any], request: Request) -> Iterator[dict[str, A
     except ChatTemplateError as error:
         yield {"error": {"code": "template_refused", "message": str(error)}}
     except Failure as error:
-        yield {"error": {"code": error.code, "message": error.message}}
+        yield {"error": {"code": error.code, "message": error.message, "hint": error.hint, "param": error.param}}
     except Exception as error:
         traceback.print_exc()
         yield {"error": {"code": "fault", "message": f"{type(error).__name__}: {error}"}}

@@ -25,13 +25,15 @@ _ASSERTED = "device-side assert"
 
 
 class Failure(Exception):
-    """The run cannot go on: a code of `docs/api.md`, what is wrong, and what to do about it."""
+    """The run cannot go on: a code of `docs/api.md`, what is wrong, what to do about it, and, if it is known before the run
+    begins, the field of the job."""
 
-    def __init__(self, code: str, message: str, hint: str) -> None:
+    def __init__(self, code: str, message: str, hint: str, param: str | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.hint = hint
+        self.param = param
 
 
 class Gone(Exception):

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from app.jobs.combinations import STAGES
-from app.jobs.hyperparameters import Reinforcement
+from app.jobs.hyperparameters import Hyperparameters, Reinforcement
 from app.jobs.spec import TrainerSpec
 from worker.trainer.data.render import ChatTemplateError, Example, Row, Template, plan, tokenize
-from worker.trainer.data.rows import Item, draw, read_rows, split
+from worker.trainer.data.rows import Item, Rows, draw, read_rows, split
 from worker.trainer.events import Emit
 from worker.trainer.failures import Failure
 
@@ -41,13 +41,10 @@ class Dataset:
 def read(spec: TrainerSpec, tokenizer: Any) -> Dataset:
     """Reads and splits the rows that the spec names. Raises `Failure` where there is nothing to train on."""
     settings, held_out, kind = spec.spec.hyperparameters, spec.spec.validation, STAGES[spec.spec.stage].rows
-    paths = [path for path in (spec.rows, spec.validation_rows) if path]
-    try:
-        most = settings.prompt_length if isinstance(settings, Reinforcement) else settings.max_length
-        files = [read_rows(path, kind, tokenizer, most, spec.spec.template_arguments) for path in paths]
-    except ChatTemplateError as error:
-        hint = "Give the job a chat_template that fits these rows, or change the rows."
-        raise Failure("trainer_error", str(error), hint) from error
+    most = most_tokens(settings)
+    files = [read_file(spec, tokenizer, spec.rows, "dataset")]
+    if spec.validation_rows:
+        files.append(read_file(spec, tokenizer, spec.validation_rows, "validation.dataset"))
     train_rows, validation_rows = files[0].items_by_row, files[1].items_by_row if len(files) > 1 else []
     if held_out is not None and held_out.fraction is not None:
         seed = settings.seed if held_out.seed is None else held_out.seed
@@ -59,14 +56,10 @@ def read(spec: TrainerSpec, tokenizer: Any) -> Dataset:
             f"No row is left to train on: {files[0].dropped} rows have no {learned} within "
             f"{most} tokens, {len(validation_rows)} are held out for validation.",
             f"See hyperparameters.max_length{hint}.",
+            "dataset",
         )
     if held_out is not None and not validation_rows:
-        raise Failure(
-            "no_trainable_rows",
-            f"No row is left to validate on: {files[-1].dropped} rows have nothing that is learned within "
-            f"{most} tokens.",
-            "Raise hyperparameters.max_length, or give other rows in 'validation'.",
-        )
+        raise none_to_validate_on(files[-1], most)
     data = Dataset(
         train=[item for row in train_rows for item in row],
         validation=[item for row in validation_rows for item in row],
@@ -81,24 +74,38 @@ def read(spec: TrainerSpec, tokenizer: Any) -> Dataset:
         dropped=sum(file.dropped for file in files),
     )
     if spec.spec.replay:
-        data = _with_replay(data, spec, kind, tokenizer, most)
-    if isinstance(settings, Reinforcement):
-        _require_references(settings, [*data.train, *data.validation])
+        data = _with_replay(data, spec, tokenizer)
+    require_references(settings, [*data.train, *data.validation])
     return data
 
 
-def _with_replay(data: Dataset, spec: TrainerSpec, kind: str, tokenizer: Any, max_length: int) -> Dataset:
+def most_tokens(settings: Hyperparameters) -> int:
+    """How long a row may be; of `rl`, whose rows are prompts, without the answer."""
+    return settings.prompt_length if isinstance(settings, Reinforcement) else settings.max_length
+
+
+def read_file(spec: TrainerSpec, tokenizer: Any, path: str, param: str, only: set[int] | None = None) -> Rows:
+    """Reads rows as the job trains on them, or `only` those of these numbers, from 0. Raises `Failure` where the chat template
+    refuses one; `param` is the job's field that names the file."""
+    kind, most = STAGES[spec.spec.stage].rows, most_tokens(spec.spec.hyperparameters)
+    try:
+        return read_rows(path, kind, tokenizer, most, spec.spec.template_arguments, only)
+    except ChatTemplateError as error:
+        of_replay = param == "replay.dataset"
+        hint = "Give the job a chat_template that fits these rows, or change the rows."
+        message = f"Of the rows of replay: {error}" if of_replay else str(error)
+        hint = "Choose other rows for 'replay', or change them." if of_replay else hint
+        raise Failure("template_refused", message, hint, param) from error
+
+
+def _with_replay(data: Dataset, spec: TrainerSpec, tokenizer: Any) -> Dataset:
     """Adds so many of the replay rows that they are the job's share of all."""
     assert spec.spec.replay
     assert spec.replay_rows
     share, seed = spec.spec.replay.fraction, spec.spec.hyperparameters.seed
     wanted = max(1, round(data.rows * share / (1 - share)))
     drawn = draw(spec.replay_rows, wanted, seed)
-    try:
-        found = read_rows(spec.replay_rows, kind, tokenizer, max_length, spec.spec.template_arguments, only=drawn)
-    except ChatTemplateError as error:
-        hint = "Choose other rows for 'replay', or change them."
-        raise Failure("trainer_error", f"Of the rows of replay: {error}", hint) from error
+    found = read_file(spec, tokenizer, spec.replay_rows, "replay.dataset", drawn)
     return replace(
         data,
         train=data.train + [item for row in found.items_by_row for item in row],
@@ -111,27 +118,46 @@ def _with_replay(data: Dataset, spec: TrainerSpec, kind: str, tokenizer: Any, ma
     )
 
 
-def _require_references(settings: Reinforcement, items: list[Item]) -> None:
-    compares = settings.compares
+def require_references(settings: Hyperparameters, items: list[Item]) -> None:
+    """Raises `Failure` where a reward compares answers with a reference that a prompt has not."""
+    compares = settings.compares if isinstance(settings, Reinforcement) else []
     lacking = sum(item.row is not None and item.row["reference"] is None for item in items)
     if compares and lacking:
         raise Failure(
             "data_check_failed",
             f"{lacking} of {len(items)} prompts have no reference, with which the reward '{compares[0]}' compares answers.",
             "Give each row a 'reference', or use another hyperparameters.reward.",
+            "hyperparameters.reward",
         )
+
+
+def none_to_validate_on(rows: Rows, most: int) -> Failure:
+    """The failure of a job whose rows for validation have nothing to learn within `most` tokens."""
+    return Failure(
+        "no_trainable_rows",
+        f"No row is left to validate on: {rows.dropped} rows have nothing that is learned within {most} tokens.",
+        "Raise hyperparameters.max_length, or give other rows in 'validation'.",
+        "validation",
+    )
+
+
+def too_many_cut(
+    share: float, cut: int, tokens_lost: int, max_length: int, max_cut_share: float, of: str = "the rows"
+) -> Failure:
+    """The failure of a job of which this share of the rows would lose an answer's end."""
+    return Failure(
+        "data_check_failed",
+        f"{share:.1%} of {of} would lose an answer's end-of-turn token at max_length ({max_length} tokens), more than "
+        f"check.max_cut_share ({max_cut_share:.1%}) allows: {cut} rows are longer and would lose {tokens_lost} tokens.",
+        "Raise hyperparameters.max_length, shorten the rows, or set check.max_cut_share to 1.",
+        "hyperparameters.max_length",
+    )
 
 
 def check(data: Dataset, max_length: int, max_cut_share: float) -> None:
     """Refuses to train on answers most of which (by the job's own measure) never end: the model would not learn to stop."""
     if data.cut_ends_share > max_cut_share:
-        raise Failure(
-            "data_check_failed",
-            f"{data.cut_ends_share:.1%} of the rows would lose an answer's end-of-turn token at max_length ({max_length} "
-            f"tokens), more than check.max_cut_share ({max_cut_share:.1%}) allows: {data.cut} rows are longer and would lose "
-            f"{data.tokens_lost} tokens.",
-            "Raise hyperparameters.max_length, shorten the rows, or set check.max_cut_share to 1.",
-        )
+        raise too_many_cut(data.cut_ends_share, data.cut, data.tokens_lost, max_length, max_cut_share)
 
 
 def warn(data: Dataset, max_length: int, emit: Emit) -> None:

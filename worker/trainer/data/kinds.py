@@ -35,20 +35,20 @@ def plan_row(template: Template | None, kind: str, row: Row) -> list[tuple[str, 
 
 
 def render(
-    tokenizer: Any, kind: str, rows: Iterable[Row], arguments: dict[str, Any] | None = None
-) -> Iterator[tuple[Row, Parts]]:
+    tokenizer: Any, kind: str, numbered: Iterable[tuple[int, Row]], arguments: dict[str, Any] | None = None
+) -> Iterator[tuple[int, Row, Parts]]:
     """Renders each row (docs/formats.md) of a kind, in order, into the examples of its parts, uncut: see `plan_row`.
 
-    `tokenizer` is a fast tokenizer, with a chat template for all kinds but text, which is handed `arguments`. Raises
-    `ChatTemplateError`, naming the row from 1.
+    Rows come and go with their numbers. `tokenizer` is a fast tokenizer, with a chat template for all kinds but text, which is
+    handed `arguments`. Raises `ChatTemplateError`, naming the row's number.
     """
     template = None if kind == "text" else Template(tokenizer, arguments)
-    numbered = enumerate(rows, start=1)
+    numbered = iter(numbered)
     while chunk := list(islice(numbered, _ROWS_PER_BATCH)):
         planned = [_plan_numbered(template, kind, number, row) for number, row in chunk]
         made = examples(tokenizer, kind, [plan for parts in planned for _, plan in parts])
-        for (_, row), parts in zip(chunk, planned, strict=True):
-            yield row, [(part, next(made)) for part, _ in parts]
+        for (number, row), parts in zip(chunk, planned, strict=True):
+            yield number, row, [(part, next(made)) for part, _ in parts]
 
 
 def _plan_numbered(template: Template | None, kind: str, number: int, row: Row) -> list[tuple[str, Plan]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from worker.trainer.data.kinds import Parts, render
@@ -64,7 +65,7 @@ def read_rows(
     each of its texts, and a row without an item. Raises `ChatTemplateError`.
     """
     rows = Rows()
-    for row, parts in render(tokenizer, kind, _rows(path, only), arguments):
+    for number, row, parts in render(tokenizer, kind, _numbered(path, only), arguments):
         rows.read += 1
         if kind == "text":
             parts = [(name, piece) for name, example in parts for piece in _pieces(example, max_length)]
@@ -78,7 +79,7 @@ def read_rows(
             (name, Example(example.token_ids[:max_length], example.loss_mask[:max_length])) for name, example in parts
         ]
         kept = [
-            item for item in _items(kind, rows.read, row, cut) if kind == "prompts" or all(map(has_loss, item.examples))
+            item for item in _items(kind, number, row, cut) if kind == "prompts" or all(map(has_loss, item.examples))
         ]
         if kept:
             rows.items_by_row.append(kept)
@@ -135,12 +136,22 @@ def draw(path: str, count: int, seed: int) -> set[int]:
     return set(np.random.default_rng(seed).permutation(there)[:count].tolist())
 
 
-def _rows(path: str, only: set[int] | None) -> Iterator[Row]:
+def _numbered(path: str, only: set[int] | None) -> Iterator[tuple[int, Row]]:
+    """The rows of a file, or only these, each with its number, from 1. Row groups without any of them are not read."""
     begin = 0
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1000):
-            if only is not None:
-                wanted = [i for i in range(batch.num_rows) if begin + i in only]
-                begin += batch.num_rows
-                batch = batch.take(wanted)
-            yield from batch.to_pylist()
+        for group in range(file.num_row_groups):
+            end = begin + file.metadata.row_group(group).num_rows
+            wanted = None if only is None else sorted(number for number in only if begin <= number < end)
+            if wanted is None or wanted:
+                yield from _of_group(file, group, begin, wanted)
+            begin = end
+
+
+def _of_group(file: pq.ParquetFile, group: int, begin: int, wanted: list[int] | None) -> Iterator[tuple[int, Row]]:
+    for batch in file.iter_batches(batch_size=1000, row_groups=[group]):
+        end = begin + batch.num_rows
+        here = range(begin, end) if wanted is None else [number for number in wanted if begin <= number < end]
+        rows = batch if wanted is None else batch.take(pa.array([number - begin for number in here], pa.int64()))
+        yield from zip((number + 1 for number in here), rows.to_pylist(), strict=True)
+        begin = end
