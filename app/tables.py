@@ -1,6 +1,6 @@
 """Every table of the service, imported so that the metadata is complete."""
 
-from app.datasets.tables import Dataset, Report
+from app.datasets.tables import BlobClaim, Dataset, Report
 from app.files.tables import File
 from app.jobs.tables import Attempt, Checkpoint, Event, Job, Log, Metric
 from app.models.tables import Engine, EngineAdapter, Grant, Model
@@ -11,7 +11,7 @@ from app.webhooks.tables import Delivery, Webhook
 from app.workers.tables import Worker
 
 TABLES = (
-    *(Project, Stored, Key, Answer, Entry, Secret, Usage, Total, File, Report, Dataset),
+    *(Project, Stored, Key, Answer, Entry, Secret, Usage, Total, File, Report, Dataset, BlobClaim),
     *(Model, Grant, Engine, EngineAdapter, Job, Attempt, Checkpoint, Event, Log, Metric),
     *(Webhook, Delivery, Worker),
 )

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, StringConstraints
 FORMAT = 1
 MANIFEST = "manifest.json"
 # What a running machine says of itself: no part of a backup, and wrong where one is restored.
-MACHINE_TABLES = frozenset({"engines", "engine_adapters", "workers"})
+MACHINE_TABLES = frozenset({"blob_claims", "engines", "engine_adapters", "workers"})
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 FolderKey = Annotated[

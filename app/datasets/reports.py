@@ -52,11 +52,13 @@ def keep_refused(report: Report, folder: Path) -> None:
     """Stores a report with its file, for a day."""
     report.expires_at = report.file.expires_at = utc_now() + KEPT
     report.file.purpose = "refused"
-    with writing() as session:
-        blobs.hold(session, *blobs.of(report))
+    with blobs.storing(*blobs.of(report)) as claim:
         blobs.put(report, folder)
-        session.add(report)
-        stored.add(session, report.project_id, report.file.bytes)
+        with writing() as session:
+            blobs.settle(session, claim)
+            session.add(report)
+            session.flush()
+            stored.add(session, report.project_id, report.file.bytes)
 
 
 def refusal(report: Report, message: str) -> InvalidValue:

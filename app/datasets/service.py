@@ -118,19 +118,24 @@ def _create(project_id: str, received: Upload, folder: Path, examining: Examinat
         report=report,
         meta={},
     )
-    with creating() as session:
-        blobs.hold(session, *blobs.of(report))
-        there = select(Dataset).where(Dataset.project_id == project_id, Dataset.identity == dataset.identity)
-        if found := session.scalars(there).one_or_none():
-            remember(session, 200, dataset_out(found))
-            return found, False
-        stored.require_room(session, project_id, file.bytes)
-        session.add(dataset)
-        session.flush()  # from here on the project cannot go, which would leave the blobs behind
+    with blobs.storing(*blobs.of(report)) as claim:
         blobs.put(report, folder)
-        record(session, "dataset.create", dataset.id, name=dataset.name)
-        remember(session, 201, dataset_out(dataset))
-        stored.add(session, project_id, file.bytes)
+        with creating() as session:
+            blobs.settle(session, claim)
+            there = select(Dataset).where(Dataset.project_id == project_id, Dataset.identity == dataset.identity)
+            found = session.scalars(there).one_or_none()
+            if found is not None:
+                remember(session, 200, dataset_out(found))
+            else:
+                stored.require_room(session, project_id, file.bytes)
+                session.add(dataset)
+                session.flush()
+                record(session, "dataset.create", dataset.id, name=dataset.name)
+                remember(session, 201, dataset_out(dataset))
+                stored.add(session, project_id, file.bytes)
+    if found is not None:
+        blobs.release(*blobs.of(report))  # which the dataset that is there need not have
+        return found, False
     return dataset, True
 
 
@@ -190,11 +195,12 @@ def _make_rows(dataset: Dataset) -> Path:
         options = Options(**dataset.report.options)
         request = Request(str(source), dataset.file.filename, options, str(folder / target))
         sha256 = converting.convert(dataset.project_id, request)
-        with writing() as session:
-            blobs.hold(session, sha256)
-            row = find(session, dataset.project_id, dataset.id, lock=True)
+        with blobs.storing(sha256) as claim:
             storage.put_blob(folder / target, sha256)
-            older, row.rows_sha256, row.rows_version = row.rows_sha256, sha256, ROWS_VERSION
+            with writing() as session:
+                blobs.settle(session, claim)
+                row = find(session, dataset.project_id, dataset.id, lock=True)
+                older, row.rows_sha256, row.rows_version = row.rows_sha256, sha256, ROWS_VERSION
     if older and older != sha256:
         blobs.release(older)  # of the older form
     return storage.fetch_blob(sha256)

@@ -64,3 +64,14 @@ class Dataset(Base):
 
     file: Mapped[File] = relationship(lazy="joined")
     report: Mapped[Report] = relationship(lazy="joined")
+
+
+class BlobClaim(Base):
+    """Somebody is storing a blob, or deletes it (`deletes`), until `expires_at` at the latest. One `id` claims several."""
+
+    __tablename__ = "blob_claims"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True, index=True)
+    deletes: Mapped[bool]
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)

@@ -7,8 +7,9 @@ go when neither a row nor a model has them.
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -109,14 +110,39 @@ def fetch_newest(job: Job) -> str | None:
     return None
 
 
-def _adopt(session: Session, model: Model) -> None:
-    """Makes `model` the fine-tune that a checkpoint of its project is. Nothing is copied: it is ready, unless it must be merged
-    first (`worker.merging`). Raises `NotFound`, `InvalidValue`, and `Conflict` where the project's storage is full."""
+def _find(session: Session, model: Model) -> Checkpoint:
+    """The checkpoint that the new model's source names. Raises `NotFound`."""
     id = model.source.removeprefix(f"{SCHEME}://")
     query = select(Checkpoint).join(Job).where(Checkpoint.id == id, Job.project_id == model.project_id)
     checkpoint = session.scalars(query).first()
     if checkpoint is None:
         raise _not_found(id)
+    return checkpoint
+
+
+def _fetch(model: Model) -> None:
+    """Brings what `_adopt` reads of storage to this machine. Raises `NotFound`."""
+    with reading() as session:
+        key = _find(session, model).key
+    with suppress(FileNotFoundError):  # `_adopt` says what is missing
+        _read(key)
+
+
+def _read(key: str) -> tuple[dict[str, Any], JobSpec, Literal["adapter", "merged"], str | None]:
+    """Manifest, spec, weights and chat template of a stored checkpoint. Raises `FileNotFoundError`."""
+    manifest = read_manifest(key)
+    spec = JobSpec.model_validate(manifest["spec"])
+    weights: Literal["adapter", "merged"] = "adapter" if isinstance(spec.method, Lora | Qlora) else "merged"
+    # Of whole weights no more than is read here: they may be large.
+    storage.fetch_folder(f"{key}/{weights}/{_CONFIGS[weights]}")
+    return manifest, spec, weights, _template(f"{key}/{weights}/chat_template.jinja")
+
+
+def _adopt(session: Session, model: Model) -> None:
+    """Makes `model` the fine-tune that a checkpoint of its project is. Nothing is copied: it is ready, unless it must be merged
+    first (`worker.merging`). Raises `NotFound`, `InvalidValue`, and `Conflict` where the project's storage is full."""
+    checkpoint = _find(session, model)
+    id = checkpoint.id
     for param in ("chat_template", "template_arguments"):
         if getattr(model, param):
             raise InvalidValue(
@@ -125,12 +151,7 @@ def _adopt(session: Session, model: Model) -> None:
                 hint=f"Leave {param} out.",
             )
     try:  # before anything is held
-        manifest = read_manifest(checkpoint.key)
-        spec = JobSpec.model_validate(manifest["spec"])
-        weights: Literal["adapter", "merged"] = "adapter" if isinstance(spec.method, Lora | Qlora) else "merged"
-        # Of whole weights no more than is read here: they may be large.
-        storage.fetch_folder(f"{checkpoint.key}/{weights}/{_CONFIGS[weights]}")
-        template = _template(f"{checkpoint.key}/{weights}/chat_template.jinja")
+        manifest, spec, weights, template = _read(checkpoint.key)
     except FileNotFoundError:
         raise InvalidValue(
             f"The checkpoint {id} has no files that can be served.",
@@ -140,8 +161,7 @@ def _adopt(session: Session, model: Model) -> None:
     stored.require_room(session, model.project_id, checkpoint.bytes)
     # Whoever drops checkpoints holds their job.
     session.execute(select(Job.id).where(Job.id == checkpoint.job_id).with_for_update())
-    checkpoint = session.get(Checkpoint, id, populate_existing=True)
-    if checkpoint is None:
+    if session.get(Checkpoint, id, populate_existing=True) is None:
         raise _not_found(id)
     base = session.get(Model, manifest["provenance"]["base_model_id"], with_for_update={"of": Model})
     if base is None:
@@ -202,4 +222,4 @@ def give_back(job_id: str, key: str) -> None:
     drop(surplus)
 
 
-SOURCES[SCHEME] = Source(_adopt, _release)
+SOURCES[SCHEME] = Source(_fetch, _adopt, _release)

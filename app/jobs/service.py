@@ -30,7 +30,7 @@ from app.kit.naming import find_named
 from app.kit.pagination import Paging, newest_first
 from app.kit.queue import wake
 from app.models import service as models
-from app.models.bases import ready_base
+from app.models.bases import fetch_manifest, ready_base
 from app.models.tables import Model
 from app.projects import removal, stored
 from app.projects.acting import actor
@@ -51,6 +51,7 @@ class Judged(NamedTuple):
 def create(project_id: str, request: JobCreate, *, dry_run: bool = False) -> Job:
     """Accepts a job, with every default resolved. What cannot work is refused here, with the fields named. Of a dry run nothing
     is kept: the job is as it would have been. Blocks while its rows are looked at."""
+    fetch_manifest(project_id, request.base_model)
     with reading() as session:
         spec, base, held = judge(session, project_id, request)
     # Between the transactions: nobody else waits while rows are rendered.

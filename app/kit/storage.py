@@ -74,7 +74,8 @@ def put_blob(path: Path, sha256: str) -> None:
     filesystem, root = _store()
     local, key = _local_root(), _blob_key(sha256)
     if local is None:
-        filesystem.put_file(str(path), f"{root}/{key}")
+        if not filesystem.exists(f"{root}/{key}"):
+            filesystem.put_file(str(path), f"{root}/{key}")
         return
     target = local / key
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from app.kit import storage
+from app.kit.database import reading
 from app.kit.errors import Conflict, InvalidValue
 from app.models.service import find
 from app.models.tables import Model
@@ -56,6 +58,16 @@ def read_config(model: Model) -> dict[str, Any]:
     """The config.json of the weights that something built on `model` needs. Raises `OSError`, and `ValueError` where it is none."""
     config: dict[str, Any] = json.loads((weights_folder(model) / "config.json").read_text(encoding="utf-8"))
     return config
+
+
+def fetch_manifest(project_id: str, name: str) -> None:
+    """Brings what `read_manifest` reads of the adapter of this name to this machine, so that no transaction waits for an
+    object store. Does nothing for other models."""
+    with reading() as session:
+        model = find(session, project_id, name)
+    if model is not None and model.kind == "adapter" and model.location:
+        with suppress(FileNotFoundError):  # whoever needs it says so
+            read_manifest(str(Path(model.location).parent))
 
 
 def read_manifest(key: str) -> dict[str, Any]:

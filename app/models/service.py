@@ -56,6 +56,8 @@ def register(project_id: str, request: ModelCreate) -> Model:
         meta=request.metadata,
     )
     kept = source_of(model)
+    if kept is not None:
+        kept.fetch(model)
     if request.architecture_only and "://" in request.source:
         raise InvalidValue(
             f"The source '{request.source}' has weights, or is to have some.",

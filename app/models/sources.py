@@ -11,9 +11,11 @@ from app.models.tables import Model
 
 
 class Source(NamedTuple):
-    """`adopt(session, model)` makes the new model a fine-tune of what its source names, ready or merging, and holds that until
+    """`fetch(model)` brings what `adopt` reads of storage to this machine: no transaction waits for an object store.
+    `adopt(session, model)` makes the new model a fine-tune of what its source names, ready or merging, and holds that until
     the transaction ends; raises what the caller is to be told. `release(model)`: the model's row is gone."""
 
+    fetch: Callable[[Model], None]
     adopt: Callable[[Session, Model], None]
     release: Callable[[Model], None]
 

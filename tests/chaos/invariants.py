@@ -15,15 +15,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from safetensors import safe_open
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from app.datasets import blobs
-from app.datasets.tables import Dataset
+from app.datasets.tables import BlobClaim, Dataset
 from app.jobs.lifecycle import ENDED, TRANSITIONS
 from app.jobs.tables import Attempt, Checkpoint, Event, Job, Metric
 from app.kit import storage
-from app.kit.database import reading
+from app.kit.database import reading, utc_now, writing
 from app.models.tables import Model
 from app.settings import get_settings
 from tests.chaos.following import Follower
@@ -358,6 +358,8 @@ def leftovers() -> list[str]:
 def a_day_passes() -> None:
     """What was stored is a day older from now on, as housekeeping sees it: what it leaves alone for so long is due."""
     yesterday = time.time() - 25 * 3600
+    with writing() as session:
+        session.execute(update(BlobClaim).values(expires_at=utc_now()))
     for path in _blobs().rglob("*"):
         os.utime(path, (yesterday, yesterday))
 
