@@ -15,6 +15,7 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.chat.cache_salt import cache_salt
+from app.chat.capabilities import reasoning_arguments, require_supported
 from app.chat.engine_errors import from_engine, from_event, shown_names
 from app.chat.media import refuse_urls
 from app.chat.metering import Meter
@@ -84,6 +85,7 @@ async def forward(
     # A fine-tune ends its turns as its chat template does, which the base model's own configuration may not know.
     ends = [] if body.get("ignore_eos") else model.facts.get("stop_token_ids", [])
     fields = {"stop_token_ids": ends} | body | {"model": model.id}
+    require_supported(model, body, None)
     fields["cache_salt"] = cache_salt(project_id, body.get("cache_salt"))
     if chats:
         refuse_urls(body.get("messages"))
@@ -128,6 +130,7 @@ def _templated(model: Model, body: dict[str, Any]) -> dict[str, Any]:
             hint='{"enable_thinking": false}, for instance, where the template reads it.',
         )
     arguments = model.template_arguments | asked
+    arguments |= reasoning_arguments(model, body, arguments)
     found: dict[str, Any] = {"chat_template_kwargs": arguments} if arguments else {}
     # An engine holds its weights' template; it takes another one with each request for an adapter.
     if model.kind == "adapter" and model.base_model and model.base_model.chat_template != model.chat_template:
@@ -147,7 +150,7 @@ async def _answer(
     upstream = UpstreamRequest(request.app.state.upstream, path, orjson.dumps(fields))
     engines: Engines = request.app.state.engines
     async with engines.in_use(model):
-        answer = await _unless_hung_up(request, _ask(engines, upstream, model))
+        answer = await _unless_hung_up(request, _ask(engines, upstream, model, fields))
     if answer.is_closed:
         whole = _read(answer.content)
         if whole is None or answer.is_error:
@@ -159,11 +162,12 @@ async def _answer(
     return StreamingResponse(lines, answer.status_code, media_type="text/event-stream")
 
 
-async def _ask(engines: Engines, upstream: UpstreamRequest, model: Model) -> httpx.Response:
-    """The engine's answer: complete and closed, or open where it is a stream of events."""
+async def _ask(engines: Engines, upstream: UpstreamRequest, model: Model, fields: dict[str, Any]) -> httpx.Response:
+    """The engine's answer: complete and closed, or open where it is a stream of events. `fields` are what it is asked."""
     deadline = time.monotonic() + get_settings().engine_wait_seconds
     place = await engines.place(model, deadline)
     while True:
+        require_supported(model, fields, place.features)
         try:
             answer = await upstream.send(str(place.url))
         except httpx.TransportError as error:  # it died before it answered: the controller brings it back

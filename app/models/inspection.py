@@ -172,6 +172,16 @@ def _special_tokens(folder: Path, vocabulary: object) -> dict[str, int] | None:
     }
 
 
+def added_tokens(folder: Path) -> frozenset[str]:
+    """The tokens that the tokenizer of the model in `folder` never splits, special or not; empty where they can't be read."""
+    path = folder / "tokenizer.json"
+    try:
+        tokens = msgspec.json.decode(path.read_bytes(), type=_Tokenizer).added_tokens
+    except (OSError, msgspec.MsgspecError, RecursionError):
+        return frozenset()
+    return frozenset(token.content for token in tokens)
+
+
 def _content(token: object) -> str | None:
     """The text of a token as configurations have it: by itself, or in an object."""
     found = token.get("content") if isinstance(token, dict) else token

@@ -20,10 +20,11 @@ USE_RESOLUTION = timedelta(seconds=5)
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model answers: the engine's address (None until it is ready), or why it cannot."""
+    """Where a model answers: the engine's address (None until it is ready) and what it can do, or why it cannot."""
 
     url: str | None
     error: dict[str, Any] | None
+    features: dict[str, Any] | None = None
 
 
 def engine_of(model: Model) -> str:
@@ -57,7 +58,7 @@ def _place(model: Model, engine: Engine | None, adapter: EngineAdapter | None) -
         return Place(None, engine.error)
     if model.kind == "adapter" and (adapter is None or adapter.generation != engine.generation):
         return Place(None, adapter.error if adapter else None)
-    return Place(engine.url, None)
+    return Place(engine.url, None, engine.features or {})
 
 
 def is_wanted(session: Session, model: Model) -> bool:

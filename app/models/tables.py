@@ -83,6 +83,8 @@ class Engine(Base):
 
     `status`: wanted → starting → ready; failed (then `error`, and it is tried again when next wanted) or stopped.
     `generation` changes with every start: an adapter counts as loaded only in the generation that loaded it.
+    `features` say what the running engine can do: `engine` (its kind), `tools` and `reasoning` (the parsers that it runs
+    with, or null) and `response_format`.
     """
 
     __tablename__ = "engines"
@@ -95,6 +97,7 @@ class Engine(Base):
     wanted_at: Mapped[datetime] = mapped_column(UtcDateTime)
     last_used_at: Mapped[datetime] = mapped_column(UtcDateTime)
     resident_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    features: Mapped[dict[str, Any] | None]
 
 
 class EngineAdapter(Base):

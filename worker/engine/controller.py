@@ -113,7 +113,9 @@ def _look_after(state: State, running: Running, row: WantedEngine | None, adapte
     elif row is not None and row.status != "ready":
         # Wanted again by someone who did not know that it runs.
         size = life.resident_bytes(running)
-        rows.publish_engine(running.model_id, running.url or "", running.generation, size, running.loaded)
+        rows.publish_engine(
+            running.model_id, running.url or "", running.generation, size, running.features, running.loaded
+        )
     elif _due(running, adapters):
         if error is not None:
             log.warning("the adapters of %s were not loaded: %s", running.model_id, error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -28,6 +29,11 @@ def command(launch: Launch, settings: Settings) -> list[str]:
     flags = ["--trust-remote-code"] if launch.own_code else []
     words = [word for pair in arguments.items() for word in pair]
     return python("worker.engine.embedded_server", *words, *flags)
+
+
+def features(launch: Launch, settings: Settings) -> dict[str, Any]:
+    """None: it answers in plain text."""
+    return {"engine": "embedded", "tools": None, "reasoning": None, "response_format": False}
 
 
 def environment(settings: Settings) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from app.settings import Settings
 
@@ -13,14 +13,16 @@ from app.settings import Settings
 @dataclass(frozen=True)
 class Launch:
     """What to serve and where: the folder of weights, the name that requests use (the model's id), a port of 127.0.0.1, a
-    file with a chat template that replaces the model's own, and whether the model's code may run. Adapters can be loaded
-    beside any weights."""
+    file with a chat template that replaces the model's own, whether the model's code may run, and the names of vLLM's
+    parsers of its tool calls and reasoning. Adapters can be loaded beside any weights."""
 
     name: str
     path: Path
     port: int
     template: Path | None = None
     own_code: bool = False
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
 
 
 class InferenceEngine(Protocol):
@@ -31,6 +33,9 @@ class InferenceEngine(Protocol):
 
     def command(self, launch: Launch, settings: Settings) -> list[str]:
         """The server's command line. Raises `EngineError` for a model that this engine cannot serve."""
+
+    def features(self, launch: Launch, settings: Settings) -> dict[str, Any]:
+        """What the server can do beyond plain chat, as `Engine.features` has it."""
 
     def environment(self, settings: Settings) -> dict[str, str]:
         """The server's whole environment."""

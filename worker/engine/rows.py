@@ -99,14 +99,16 @@ def set_engine(
         return True
 
 
-def publish_engine(model_id: str, url: str, generation: int, resident_bytes: int, loaded: Iterable[str]) -> bool:
+def publish_engine(
+    model_id: str, url: str, generation: int, resident_bytes: int, features: dict[str, Any], loaded: Iterable[str]
+) -> bool:
     """The engine is ready, with these adapters loaded: seen together or not at all. False if its row is gone."""
     with writing() as session:
         row = session.get(Engine, model_id, with_for_update=True)
         if row is None:
             return False
         row.status, row.url, row.generation, row.error = "ready", url, generation, None
-        row.resident_bytes = resident_bytes
+        row.resident_bytes, row.features = resident_bytes, features
         for adapter in session.scalars(select(EngineAdapter).where(EngineAdapter.model_id.in_(list(loaded)))):
             adapter.generation, adapter.error = generation, None
         return True

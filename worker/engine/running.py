@@ -16,6 +16,8 @@ import psutil
 
 from app.kit import processes, storage
 from app.kit.database import utc_now
+from app.models.inspection import added_tokens
+from app.models.parsers import reasoning_parser, tool_parser
 from app.settings import Settings
 from worker.engine import client, rows
 from worker.engine.protocol import EngineError, InferenceEngine, Launch
@@ -41,6 +43,7 @@ class Running:
     needed_bytes: int
     process: subprocess.Popen[bytes] | None = None
     url: str | None = None
+    features: dict[str, Any] = field(default_factory=dict)
     ready_at: float | None = None
     loaded: set[str] = field(default_factory=set)
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -77,9 +80,9 @@ def bring_up(running: Running, wanted: WantedEngine, engine: InferenceEngine, se
     model_id = running.model_id
     try:
         path = model_folder(wanted.kind, wanted.location)
-        template = _template_file(wanted, settings)
         port = _free_port()
-        launch = Launch(model_id, path, port, template, own_code=wanted.own_code)
+        launch = _launch(wanted, path, port, settings)
+        running.features = engine.features(launch, settings)
         log_file = log_path(settings, model_id)
         log_file.parent.mkdir(parents=True, exist_ok=True)
         with log_file.open("a") as log_output:
@@ -95,7 +98,7 @@ def bring_up(running: Running, wanted: WantedEngine, engine: InferenceEngine, se
         running.url = url
         load_adapters(running, rows.read_adapters(model_id), publish=False)
         size = resident_bytes(running)
-        if not rows.publish_engine(model_id, url, running.generation, size, running.loaded):
+        if not rows.publish_engine(model_id, url, running.generation, size, running.features, running.loaded):
             raise EngineError("model_gone", f"The model {model_id} was deleted while its engine started.")
         running.ready_at = time.monotonic()
     except BaseException:
@@ -183,6 +186,20 @@ def _wait_until_healthy(running: Running, url: str, log_file: Path) -> None:
                 f"The whole log is {log_file}.",
             )
         running.stopping.wait(0.1)
+
+
+def _launch(wanted: WantedEngine, path: Path, port: int, settings: Settings) -> Launch:
+    """What the engine is to serve, with the parsers that fit the chat template and the tokenizer."""
+    template, tokens = wanted.chat_template, added_tokens(path)
+    return Launch(
+        wanted.model_id,
+        path,
+        port,
+        _template_file(wanted, settings),
+        own_code=wanted.own_code,
+        tool_parser=tool_parser(template, tokens),
+        reasoning_parser=reasoning_parser(template, tokens),
+    )
 
 
 def _template_file(wanted: WantedEngine, settings: Settings) -> Path | None:

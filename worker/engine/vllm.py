@@ -8,7 +8,9 @@ import shlex
 import shutil
 import subprocess
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -67,6 +69,11 @@ def command(launch: Launch, settings: Settings) -> list[str]:
     flags += ["--trust-remote-code"] if launch.own_code else []
     if launch.template is not None:
         arguments["--chat-template"] = str(launch.template)
+    if launch.tool_parser is not None:
+        flags.append("--enable-auto-tool-choice")
+        arguments["--tool-call-parser"] = launch.tool_parser
+    if launch.reasoning_parser is not None:
+        arguments["--reasoning-parser"] = launch.reasoning_parser
     flags.append("--enable-lora")
     arguments |= {
         "--max-lora-rank": str(settings.max_lora_rank),
@@ -80,6 +87,18 @@ def command(launch: Launch, settings: Settings) -> list[str]:
     words = [word for pair in arguments.items() for word in pair]
     server = [str(settings.vllm_python), "-m", "vllm.entrypoints.openai.api_server"]
     return [*server, *words, *flags, *shlex.split(settings.vllm_args)]
+
+
+def features(launch: Launch, settings: Settings) -> dict[str, Any]:
+    """What its command line says, the operator's part included: of an argument that stands there twice the last one counts."""
+    words = [part for word in command(launch, settings) for part in word.split("=", 1)]
+    found = dict(pairwise(words))
+    return {
+        "engine": "vllm",
+        "tools": found.get("--tool-call-parser"),
+        "reasoning": found.get("--reasoning-parser"),
+        "response_format": True,
+    }
 
 
 def environment(settings: Settings) -> dict[str, str]:
