@@ -38,6 +38,7 @@ def test_a_wanted_engine_answers_and_a_deleted_model_s_engine_is_gone(house: Hou
         row = house.ready("model_1")
         assert client.score(str(row.url), "model_1", IDS) < 0
         assert (row.resident_bytes or 0) > 50e6
+        assert row.features == {"engine": "embedded", "tools": None, "reasoning": None, "response_format": False}
         assert (house.home / "logs/engine-model_1.log").read_bytes()
         assert not any(name.startswith("BURNISH_") for name in _servers(process)[0].environ())
         house.remove_model("model_1")

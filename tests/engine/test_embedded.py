@@ -112,6 +112,10 @@ def test_greedy_answers_repeat_and_count_their_tokens(url: str) -> None:
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
+def test_what_the_gateway_sets_for_vllm_changes_nothing(url: str) -> None:
+    assert _text(_chat(url, max_tokens=5, cache_salt="0f" * 32)) == _text(_chat(url, max_tokens=5))
+
+
 def test_a_seed_repeats_a_sampled_answer(url: str) -> None:
     hot = {"temperature": 1.5, "max_tokens": 24}
     one, again, other = (_text(_chat(url, seed=seed, **hot)) for seed in (7, 7, 8))
