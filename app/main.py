@@ -29,7 +29,7 @@ import app.webhooks.endpoints
 import app.workers.endpoints
 from app.chat.gateway import upstream_client
 from app.chat.waiting import Engines
-from app.kit import handlers
+from app.kit import handlers, tracing
 from app.kit.database import DEFAULT_PROJECT
 from app.kit.errors import errors
 from app.kit.guards import AnswerHeaders, BodyLimit, HeadAsGet, LoopbackOnly, is_loopback
@@ -39,6 +39,9 @@ from app.monitoring.recording import Recorded
 from app.projects.idempotency import Replayed, answer_again
 from app.settings import get_settings
 
+# What machines ask every few seconds.
+UNTRACED = frozenset({"/health", "/ready", "/metrics"})
+
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -46,6 +49,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with upstream_client() as client:
         app.state.upstream, app.state.engines = client, Engines()
         yield
+    await anyio.to_thread.run_sync(tracing.flush)
 
 
 def create_app() -> FastAPI:
@@ -59,6 +63,14 @@ def create_app() -> FastAPI:
         summary="A fine-tuning service that a team runs on its own machines",
         version=version("burnish"),
         lifespan=lifespan,
+        # A span for each request, where `tracing.configure` has set up a provider.
+        telemetry={
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+            "exclude": lambda scope: scope["path"] in UNTRACED,
+        },
     )
     for routes in (
         app.datasets.endpoints,

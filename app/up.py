@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import httpx
 
-from app.kit import gpus, logs
+from app.kit import gpus, logs, tracing
 from app.kit.address import check_free, local_url
 from app.kit.extras import INSTALL_TRAINING, missing_for_training
 from app.kit.guards import is_exposed
@@ -63,6 +63,7 @@ def api() -> None:
     logs.configure()
     require_port(settings.host, settings.port)
     require_key()
+    tracing.configure("api")
     latency.share(make_home() / "metrics")
     uvicorn.run(
         "app.main:create_app",

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow
 from celery import Celery, signals
 
-from app.kit import logs
+from app.kit import logs, tracing
 from app.kit.queue import celery_settings, wake
 from worker import trainers
 from worker.presence import presence, shutting_down
@@ -42,6 +42,7 @@ def _on_shutdown(**_: Any) -> None:
 @signals.worker_ready.connect
 def _on_ready(sender: Any, **_: Any) -> None:
     """What was lost while nobody looked is found at once, not at the next round."""
+    tracing.configure(_queue(sender))
     presence(_queue(sender)).begin()
     celery.send_task("worker.tasks.reconcile", queue="housekeeping")
     wake("train")
@@ -53,6 +54,7 @@ def _on_ready(sender: Any, **_: Any) -> None:
 @signals.worker_shutdown.connect
 def _on_end(sender: Any, **_: Any) -> None:
     presence(_queue(sender)).leave()
+    tracing.flush()
 
 
 def _queue(consumer: Any) -> Any:

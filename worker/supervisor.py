@@ -22,7 +22,7 @@ from app.datasets.tables import Dataset
 from app.jobs import attempts, checkpoints, logs, reward_models
 from app.jobs.spec import JobSpec, TrainerSpec
 from app.jobs.tables import Job
-from app.kit import storage
+from app.kit import storage, tracing
 from app.kit.database import reading, writing
 from app.kit.leases import LeaseLost
 from app.kit.processes import stop
@@ -34,6 +34,7 @@ from worker import gpu_check, trainers
 from worker.fitness import unfit
 from worker.log_tail import log_file, next_lines
 from worker.memory import MemoryWatch
+from worker.phases import Phases
 from worker.publish import DeployFailed, deploy, publish
 from worker.slots import Slots
 from worker.tensorboard import Board
@@ -92,7 +93,12 @@ def train_next(slots: Slots, shutting_down: threading.Event) -> bool:
     log.info("%s: attempt %d begins", job.id, job.attempt)
     workspace = workspaces() / f"{job.id}-{job.attempt}"
     try:
-        _attempt(job, slots, workspace, Beat(job, shutting_down))
+        with tracing.tracer.start_as_current_span(
+            "attempt",
+            context=tracing.continued(job.traceparent),
+            attributes={"burnish.job": job.id, "burnish.attempt": job.attempt},
+        ):
+            _attempt(job, slots, workspace, Beat(job, shutting_down))
     except LeaseLost:
         log.warning("%s: attempt %d was taken over", job.id, job.attempt)
     except Exception as error:
@@ -182,7 +188,8 @@ def _attempt(job: Job, slots: Slots, workspace: Path, beat: Beat) -> None:
             with writing() as session:
                 attempts.recall(session, attempts.hold(session, job))
         if model is not None:
-            deploy(job, model, beat)
+            with tracing.tracer.start_as_current_span("deploy"):
+                deploy(job, model, beat)
     except Stop as stop:
         with writing() as session:
             row = attempts.hold(session, job)
@@ -190,6 +197,7 @@ def _attempt(job: Job, slots: Slots, workspace: Path, beat: Beat) -> None:
     except DeployFailed as error:
         failure = {"code": "deploy_failed", "message": str(error), "hint": error.hint}
     if failure is not None:
+        tracing.fail(failure["message"])
         if failure["code"] == "gpu_failed":
             gpu_check.suspect(slots, job, failure["message"])
         with writing() as session:
@@ -219,7 +227,7 @@ def _train(job: Job, slots: Slots, workspace: Path, beat: Beat) -> dict[str, Any
     memory, board = MemoryWatch(trainer.pid), Board(job)
     said: queue.Queue[dict[str, Any]] = queue.Queue()
     steps = threading.Event()  # its first step is written down at once: somebody waits for it
-    reader = threading.Thread(target=_read_events, args=(trainer, said, steps), daemon=True)
+    reader = threading.Thread(target=_read_events, args=(trainer, said, steps, Phases()), daemon=True)
     reader.start()
     failed: dict[str, Any] | None = None
     loading = True
@@ -336,7 +344,9 @@ def _weights_hash(folder: Path) -> str:
     return hashed.hexdigest()
 
 
-def _read_events(trainer: Popen[bytes], said: queue.Queue[dict[str, Any]], steps: threading.Event) -> None:
+def _read_events(
+    trainer: Popen[bytes], said: queue.Queue[dict[str, Any]], steps: threading.Event, phases: Phases
+) -> None:
     """Passes on what the trainer says until it has ended; `steps` is set by its first step, or its end."""
     assert trainer.stdout is not None
     with trainer.stdout:
@@ -346,9 +356,11 @@ def _read_events(trainer: Popen[bytes], said: queue.Queue[dict[str, Any]], steps
             except ValueError:
                 log.warning("not an event from the trainer: %r", line[:200])
                 continue
+            phases.see(event)
             said.put(event)
             if event["type"] == "step":
                 steps.set()
+    phases.end()
     steps.set()
 
 

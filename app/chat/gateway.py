@@ -21,6 +21,7 @@ from app.chat.media import refuse_urls
 from app.chat.metering import Meter
 from app.chat.threads import in_thread
 from app.chat.waiting import Engines, no_engine
+from app.kit import tracing
 from app.kit.database import reading
 from app.kit.errors import BadRequest, InvalidValue, ServiceError, Unavailable
 from app.models.chat_templates import RESERVED
@@ -46,10 +47,10 @@ class UpstreamRequest:
     content: bytes
 
     async def send(self, url: str) -> httpx.Response:
-        request = self.client.build_request(
-            "POST", url + self.path, content=self.content, headers={"Content-Type": "application/json"}
-        )
-        return await self.client.send(request, stream=True)
+        with tracing.calling(f"POST {self.path}") as carried:
+            headers = {"Content-Type": "application/json"} | carried
+            request = self.client.build_request("POST", url + self.path, content=self.content, headers=headers)
+            return await self.client.send(request, stream=True)
 
 
 def upstream_client() -> httpx.AsyncClient:

@@ -21,7 +21,7 @@ from app.jobs.schemas import JobCreate, job_out
 from app.jobs.spec import JobSpec
 from app.jobs.tables import Checkpoint, Event, Job, Metric
 from app.jobs.waiting import places
-from app.kit import references
+from app.kit import references, tracing
 from app.kit.database import reading
 from app.kit.errors import Conflict, InvalidValue, NotFound, Refusals
 from app.kit.ids import new_id
@@ -75,6 +75,7 @@ def create(project_id: str, request: JobCreate, *, dry_run: bool = False) -> Job
             memory_gb=request.resources.memory_gb,
             max_seconds=request.max_seconds,
             meta=request.metadata,
+            traceparent=tracing.traceparent(),
             event_count=0,
             attempts=[],
         )

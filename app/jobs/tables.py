@@ -24,7 +24,7 @@ class Job(Leased):
     `cancel_requested` and `pause_requested` are the wanted state, which the supervisor reads with every heartbeat.
     `retried_after`: the attempt after which it was last tried again by hand; lost ones and seconds count from there.
     `gpus`: how many it asks for; null: one where the worker has any. `memory_gb`: of each of them, else of the machine.
-    `queued_at`: when it was last put into the queue.
+    `queued_at`: when it was last put into the queue. `traceparent`: the span of the request that created it, if it was traced.
     """
 
     __tablename__ = "jobs"
@@ -68,6 +68,7 @@ class Job(Leased):
     progress: Mapped[dict[str, Any] | None]
     scorecard: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]
+    traceparent: Mapped[str | None] = mapped_column(String(64))
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
     queued_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=utc_now)

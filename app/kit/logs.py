@@ -8,6 +8,8 @@ import time
 from contextvars import ContextVar
 from typing import TextIO
 
+from opentelemetry import trace
+from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
 from app.settings import get_settings
@@ -49,9 +51,11 @@ def handler(stream: TextIO) -> logging.Handler:
 
 
 def _add_context(record: logging.LogRecord) -> bool:
-    """Adds the request's id to a log record."""
+    """Adds the ids of the request and of the trace to a log record."""
     if (id := request_id.get()) is not None:
         record.request_id = id
+    if (span := trace.get_current_span().get_span_context()).is_valid:
+        record.trace_id = trace.format_trace_id(span.trace_id)
     return True
 
 
@@ -64,4 +68,6 @@ def _text() -> logging.Formatter:
 
 def _json() -> logging.Formatter:
     fields = {"levelname": "level", "name": "logger", "exc_info": "exception"}
-    return JsonFormatter("%(levelname)s %(name)s %(message)s", rename_fields=fields, timestamp="time")
+    unwanted = [*RESERVED_ATTRS, "color_message"]  # uvicorn's, for terminals
+    line = "%(levelname)s %(name)s %(message)s"
+    return JsonFormatter(line, rename_fields=fields, timestamp="time", reserved_attrs=unwanted)

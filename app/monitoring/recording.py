@@ -7,6 +7,7 @@ import re
 import time
 from urllib.parse import quote
 
+from opentelemetry import trace
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -38,6 +39,7 @@ class Recorded:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         id = given if CLIENT_ID.fullmatch(given) else new_id("req")
+        trace.get_current_span().set_attribute("burnish.request_id", id)
         logs.request_id.set(id)  # not reset: a request has a task of its own, whose later log lines are about it too
         began, status, size = time.perf_counter(), HUNG_UP, 0
 

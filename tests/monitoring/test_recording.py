@@ -10,13 +10,16 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI, Request
 
 from app.kit import logs
-from app.kit.database import writing
+from app.kit.database import DEFAULT_PROJECT, utc_now, writing
+from app.models.service import find
+from app.models.tables import Engine
 from app.projects import service as projects
 from app.projects.tables import Key
 from app.settings import Settings
-from tests.conftest import eventually
+from tests.conftest import eventually, serving
 from tests.jobs.conftest import dataset
 from tests.jobs.test_lifecycle import job
 
@@ -121,3 +124,25 @@ def test_a_line_says_whose_request_it_was_and_nothing_secret(client: httpx.Clien
     finally:
         with writing() as session:
             session.delete(session.get_one(Key, key.id))
+
+
+def test_the_engine_is_asked_under_the_request_s_id(client: httpx.Client) -> None:
+    engine, heard = FastAPI(), []
+
+    @engine.post("/v1/chat/completions")
+    async def answer(request: Request) -> dict[str, Any]:
+        heard.append(request.headers["X-Request-ID"])
+        return {"choices": []}
+
+    with serving(engine) as url:
+        with writing() as session:
+            model = find(session, DEFAULT_PROJECT, "demo-base")
+            assert model is not None
+            now = utc_now()
+            row = Engine(model_id=model.id, status="ready", url=url, generation=1, wanted_at=now, last_used_at=now)
+            row = session.merge(row)
+        body = {"model": "demo-base", "messages": [{"role": "user", "content": "Hello"}]}
+        answered = client.post("/v1/chat/completions", json=body).raise_for_status()
+        with writing() as session:
+            session.delete(session.merge(row))
+    assert heard == [answered.headers["X-Request-ID"]]

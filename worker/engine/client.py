@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from app.kit import tracing
 from worker.engine.protocol import EngineError
 
 # Loading an adapter takes milliseconds, but a busy engine answers late; better late than a wrong "failed".
@@ -75,7 +76,8 @@ def _http() -> httpx.Client:
 
 def _post(url: str, path: str, body: dict[str, Any]) -> httpx.Response:
     try:
-        return _http().post(url + path, json=body, timeout=_TIMEOUT)
+        with tracing.calling(f"POST {path}") as headers:
+            return _http().post(url + path, json=body, headers=headers, timeout=_TIMEOUT)
     except httpx.HTTPError as error:
         raise EngineError("engine_unreachable", f"The engine at {url} does not answer {path}: {error!r}") from error
 

@@ -25,7 +25,7 @@ from worker.engine.rows import WantedAdapter, WantedEngine
 
 log = logging.getLogger(__name__)
 
-SECRET_WORDS = frozenset({"TOKEN", "SECRET", "PASSWORD", "PASSWD", "PGPASSWORD", "CREDENTIALS", "KEY"})
+SECRET_WORDS = frozenset({"TOKEN", "SECRET", "PASSWORD", "PASSWD", "PGPASSWORD", "CREDENTIALS", "KEY", "HEADERS"})
 
 START_SECONDS = 900.0
 STOP_SECONDS = 5.0
