@@ -6,7 +6,7 @@ VLLM := .venv-vllm
 SERVICE := $(VENV)/.installed
 ENGINE := $(VLLM)/.installed
 
-.PHONY: help demo up test test-all chaos lint install benchmark-reviews benchmark-control-plane benchmark-first-step benchmark-train benchmark-families clean
+.PHONY: help demo up test test-all test-peers chaos lint install benchmark-reviews benchmark-control-plane benchmark-first-step benchmark-train benchmark-families clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -25,14 +25,17 @@ lint: $(SERVICE) ## ruff, mypy (strict) and the walls between the packages
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-# Two processes: much of the suite waits, and what starts vLLM is kept in one of them (tests/conftest.py).
+# Two processes share the tests by groups (tests/conftest.py); docs/testing.md says how.
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --no-loadscope-reorder
 
-test: install lint ## Run every test
+test: install lint ## Run the tests: at most 15 minutes on two cores
 	$(PYTEST)
 
-test-all: install lint ## Run every test, every method in every stage, and more kills of each training that must go on exactly
-	BURNISH_TEST_KILLS=20 $(PYTEST)
+test-all: install lint ## Run the tests and every rare combination
+	BURNISH_TEST_ALL=1 $(PYTEST) -m "not peer"
+
+test-peers: install ## Run the tests that need other projects' tools, which they install
+	$(PYTEST) -m peer
 
 chaos: install ## Kill and stop everything under load: make chaos N=200 SEED=1
 	$(VENV)/bin/python -m tests.chaos $(or $(N),200) $(or $(SEED),1)

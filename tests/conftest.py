@@ -26,10 +26,13 @@ DEMO_BASE = REPOSITORY / "app" / "models" / "demo_base"
 
 POSTGRES = os.environ.get("BURNISH_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432")
 REDIS = os.environ.get("BURNISH_TEST_REDIS", "redis://127.0.0.1:6379")
+COLUMNS = ("embedded", "production")
 T = TypeVar("T")
 
 # No test leaves this machine. Each new HTTP client reads every authority of the usual list, which takes 20 ms; this list has one.
 os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("one_authority.pem"))
+# `make test-all`: every combination.
+THOROUGH = os.environ.get("BURNISH_TEST_ALL") == "1"
 IN_CI = os.environ.get("CI") == "true"
 # Several processes may run the tests side by side, each in a key space of its own: 9, 10, ...
 REDIS_NUMBER = 9 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
@@ -37,18 +40,26 @@ REDIS_NUMBER = 9 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix
 # What starts vLLM, which is kept in one process: memory holds its two engines and a training, and no third.
 VLLM_FILES = ("tests/engine/test_rendering.py", "tests/engine/test_vllm.py")
 # What takes longest begins first, so that no process is left alone with it at the end.
-FIRST = ("vllm", "tests/system/", "tests/chaos/", "tests/resume/", "tests/engine/")
+FIRST = ("vllm", "system", "tests/chaos/", "tests/resume/", "tests/engine/", "tests/trainer/")
 
 
 def group_of(nodeid: str) -> str:
     """Tests of one group run in the same process, in their order: those of a file and a column, which share what they
-    start; and all that start vLLM."""
+    start; those of the whole service on a column; and all that start vLLM."""
     file, _, name = nodeid.partition("::")
     parameters = name.partition("[")[2].rstrip("]").split("-")
-    column = next((each for each in ("embedded", "production") if each in parameters), "")
+    column = next((each for each in COLUMNS if each in parameters), "")
     if file in VLLM_FILES or (file.startswith("tests/system/") and column == "production"):
         return "vllm"
-    return f"{file} {column}"
+    return "system" if file.startswith("tests/system/") else f"{file} {column}"
+
+
+def place_of(nodeid: str) -> tuple[int, int]:
+    """What tests are sorted by where they are shared out: the longest groups come first. In a group, what kills the service's
+    engines comes after what uses them, and what needs no service last."""
+    group, file = group_of(nodeid), nodeid.partition("::")[0]
+    first = next((number for number, start in enumerate(FIRST) if group.startswith(start)), len(FIRST))
+    return first, 1 if file == "tests/system/test_deaths.py" else 2 if file in VLLM_FILES else 0
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
@@ -63,10 +74,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where they are shared out, the longest groups come first."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        groups = {item: group_of(item.nodeid) for item in items}
-        items.sort(key=lambda item: next((n for n, start in enumerate(FIRST) if groups[item].startswith(start)), 9))
+        items.sort(key=lambda item: place_of(item.nodeid))
 
 
 def pytest_collection_finish() -> None:
@@ -98,12 +107,13 @@ class Backend:
     environment: dict[str, str]
 
 
-@pytest.fixture(scope="module", params=["embedded", "production"])
-def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    """SQLite and the serverless queue; then PostgreSQL and Redis, in a database and a key space of the run's own."""
-    home = {"BURNISH_HOME": str(tmp_path_factory.mktemp(request.param))}
-    if request.param == "embedded":
-        yield Backend("embedded", home)
+@contextmanager
+def parts(column: str, home: Path) -> Iterator[Backend]:
+    """A column of real parts, empty: SQLite and the serverless queue; or PostgreSQL and Redis, in a database and a key space
+    of this process's own."""
+    settings = {"BURNISH_HOME": str(home)}
+    if column == "embedded":
+        yield Backend(column, settings)
         return
     name, number = f"burnish_test_{secrets.token_hex(4)}", REDIS_NUMBER
     try:
@@ -113,13 +123,19 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     except (psycopg.OperationalError, redis.ConnectionError) as error:
         unavailable(f"needs PostgreSQL and Redis: {error}")
     admin.execute(f"CREATE DATABASE {name}")
-    yield Backend(
-        "production",
-        home | {"BURNISH_DATABASE_URL": f"{POSTGRES}/{name}", "BURNISH_BROKER_URL": f"{REDIS}/{number}"},
-    )
+    more = {"BURNISH_DATABASE_URL": f"{POSTGRES}/{name}", "BURNISH_BROKER_URL": f"{REDIS}/{number}"}
+    yield Backend(column, settings | more)
     reset_caches()
     admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    admin.close()
     queue.flushdb()
+
+
+@pytest.fixture(scope="module", params=COLUMNS)
+def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """Each column of real parts, empty at a module's beginning."""
+    with parts(request.param, tmp_path_factory.mktemp(request.param)) as backend:
+        yield backend
 
 
 def reset_caches() -> None:

@@ -20,9 +20,19 @@ from app.kit import database, processes, storage
 from app.kit.database import Base, utc_now, writing
 from app.models.tables import Engine, EngineAdapter, Model
 from app.projects.tables import Project
-from tests.conftest import DEMO_BASE, REPOSITORY, SHARED, Backend, eventually, settings_of
+from app.settings import get_settings
+from tests.conftest import DEMO_BASE, IN_CI, REPOSITORY, SHARED, Backend, eventually, settings_of
+from worker.engine import vllm
 
 BASES = (DEMO_BASE, SHARED / "models" / "reviews-base")
+START_SECONDS = 300.0
+# For what does not depend on the column: once is enough, because each start of an engine takes seconds.
+on_embedded = pytest.mark.parametrize(
+    "backend", ["embedded", pytest.param("production", marks=pytest.mark.rare)], indirect=True
+)
+needs_vllm = pytest.mark.skipif(
+    not (IN_CI or vllm.is_installed(get_settings())), reason="vLLM is not installed in .venv-vllm"
+)
 
 
 @pytest.fixture(scope="session")
@@ -176,6 +186,39 @@ def make_house(home: Path, base: Path, column: Mapping[str, str] | None = None) 
         with writing() as session:
             session.add(Project(id=database.DEFAULT_PROJECT, name="default"))
         yield House(home, base)
+
+
+@dataclass
+class Served:
+    """A house whose controller serves `model_base`, whose template writes the contents alone, and its adapter `model_a` on
+    vLLM."""
+
+    house: House
+    controller: psutil.Process
+    adapter: Path
+
+    @property
+    def row(self) -> Engine:
+        return self.house.ready("model_base", START_SECONDS)
+
+    @property
+    def url(self) -> str:
+        return str(self.row.url)
+
+
+@pytest.fixture(scope="package")
+def served(
+    base: Path, make_adapter: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """The one vLLM of all the tests of an engine alone: it takes the better part of a minute to start."""
+    with make_house(tmp_path_factory.mktemp("home"), base) as house:
+        folder = make_adapter(1)
+        house.add_model("model_base", chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
+        house.want("model_base")
+        house.add_adapter("model_a", folder, "model_base")
+        with house.controller(engine="vllm") as controller:
+            house.ready("model_base", START_SECONDS)
+            yield Served(house, controller, folder)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from app.kit.database import utc_now, writing
 from app.models.tables import Engine
 from app.settings import Settings
 from tests.conftest import eventually
-from tests.engine.conftest import House, engine_processes
+from tests.engine.conftest import House, engine_processes, on_embedded
 from worker.engine import client, controller, embedded, rows, running, vllm
 from worker.engine.choice import choose_engine, engine_for
 
@@ -45,6 +45,7 @@ def test_a_wanted_engine_answers_and_a_deleted_model_s_engine_is_gone(house: Hou
         eventually(lambda: not _servers(process), 20, "the engine has ended")
 
 
+@on_embedded
 def test_adapters_are_back_after_the_engine_died(house: House, make_adapter: Callable[[int], Path]) -> None:
     house.add_model("model_1")
     house.want("model_1")
@@ -59,6 +60,7 @@ def test_adapters_are_back_after_the_engine_died(house: House, make_adapter: Cal
         assert client.score(str(again.url), "model_a", IDS) == pytest.approx(tuned, abs=1e-3)
 
 
+@on_embedded
 def test_the_least_recently_used_engine_makes_room(house: House) -> None:
     for model_id in ("model_1", "model_2", "model_3"):
         house.add_model(model_id)
@@ -76,6 +78,7 @@ def test_the_least_recently_used_engine_makes_room(house: House) -> None:
         assert len(_servers(process)) == 2
 
 
+@on_embedded
 def test_a_model_that_cannot_be_loaded_fails_with_the_log_s_last_lines_and_can_be_wanted_again(
     house: House, tmp_path: Path
 ) -> None:
@@ -95,6 +98,7 @@ def test_a_model_that_cannot_be_loaded_fails_with_the_log_s_last_lines_and_can_b
             assert str(folder) in error["message"] or model_id == "model_away"
 
 
+@on_embedded
 def test_an_engine_that_keeps_dying_fails_and_its_log_has_every_start(house: House) -> None:
     house.add_model("model_1")
     house.want("model_1")
@@ -110,6 +114,7 @@ def test_an_engine_that_keeps_dying_fails_and_its_log_has_every_start(house: Hou
     assert running.START_MARK not in running.log_tail(house.home / "logs/engine-model_1.log")
 
 
+@on_embedded
 def test_a_killed_controller_leaves_no_engine_and_the_next_starts_it_again(house: House) -> None:
     for model_id in ("model_1", "model_old"):
         house.add_model(model_id)

@@ -1,9 +1,9 @@
-"""What training renders is what vLLM renders: token for token, with system, tools, tool calls and reasoning. One start."""
+"""What training renders is what vLLM renders: token for token, with system, tools, tool calls and reasoning."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,15 @@ import pytest
 
 from app.datasets.canonical import SCHEMAS
 from app.models.chat_templates import END_TOKENS, text_of
-from app.settings import get_settings
-from tests.conftest import IN_CI
-from tests.engine.conftest import make_house
+from tests.engine.conftest import Served, needs_vllm
 from tests.trainer.test_render import ASKED, CALLED, CHATML, CHATML_MARKED, LLAMA3, PARTS, QWEN3, TALK, TOOLS, turn
-from worker.engine import vllm
 from worker.renderer.preview import preview
 from worker.trainer.data.conversation import Message
 from worker.trainer.data.kinds import examples, render
 from worker.trainer.data.render import Plan, Template, plan_prompt
 from worker.trainer.data.tokenizer import load_tokenizer
 
-pytestmark = pytest.mark.skipif(
-    not (IN_CI or vllm.is_installed(get_settings())), reason="vLLM is not installed in .venv-vllm"
-)
-START_SECONDS = 300.0
+pytestmark = needs_vllm
 
 # Shows whatever a template could see of the messages, and in which order.
 EVERYTHING = (
@@ -58,26 +52,21 @@ CONVERSATION = [
 ]
 
 
-@pytest.fixture(scope="module")
-def prompt_ids(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[int]]]:
-    """vLLM's token ids of a chat request of canonical messages: what `/v1/chat/completions` says it was asked."""
-    with make_house(tmp_path_factory.mktemp("home"), base) as house:
-        house.add_model("model_base", chat_template=QWEN3)
-        house.want("model_base")
-        with house.controller(engine="vllm"):
-            url = house.ready("model_base", START_SECONDS).url
+@pytest.fixture
+def prompt_ids(served: Served) -> Callable[..., list[int]]:
+    """vLLM's token ids of a chat request of canonical messages, by Qwen 3's template unless it brings another: what
+    `/v1/chat/completions` says it was asked."""
 
-            def ask(messages: list[Message], tools: str | None, **body: Any) -> list[int]:
-                sent = {"model": "model_base", "messages": [wire(message) for message in messages], "max_tokens": 1}
-                sent |= {"tools": json.loads(tools), "tool_choice": "none"} if tools else {}
-                answer = httpx.post(
-                    f"{url}/v1/chat/completions", json=sent | body | {"return_token_ids": True}, timeout=120
-                )
-                assert answer.status_code == 200, answer.text
-                found: list[int] = answer.json()["prompt_token_ids"]
-                return found
+    def ask(messages: list[Message], tools: str | None, **body: Any) -> list[int]:
+        sent = {"model": "model_base", "messages": [wire(message) for message in messages], "max_tokens": 1}
+        sent |= {"tools": json.loads(tools), "tool_choice": "none"} if tools else {}
+        sent |= {"chat_template": QWEN3, "return_token_ids": True}
+        answer = httpx.post(f"{served.url}/v1/chat/completions", json=sent | body, timeout=120)
+        assert answer.status_code == 200, answer.text
+        found: list[int] = answer.json()["prompt_token_ids"]
+        return found
 
-            yield ask
+    return ask
 
 
 def wire(message: Message) -> dict[str, Any]:

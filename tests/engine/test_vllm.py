@@ -1,29 +1,23 @@
-"""vLLM for real: adapters act as PEFT says they do, and are back after the engine was killed. One start, one restart."""
+"""vLLM for real: adapters act as PEFT says they do, and are back after the engine was killed."""
 
 from __future__ import annotations
 
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
-from app.models.tables import Engine
 from app.settings import get_settings
-from tests.conftest import IN_CI, eventually
-from tests.engine.conftest import House, engine_processes, make_house
+from tests.conftest import eventually
+from tests.engine.conftest import START_SECONDS, Served, engine_processes, needs_vllm
 from worker.engine import client, vllm
 
-pytestmark = pytest.mark.skipif(
-    not (IN_CI or vllm.is_installed(get_settings())), reason="vLLM is not installed in .venv-vllm"
-)
+pytestmark = needs_vllm
 IDS = [5, 120, 340, 77, 900, 340]
-START_SECONDS = 300.0
 # Prints whether vLLM takes adapters on each architecture that it has code for, or that its code needs more than is installed.
 ADAPTED = """
 import importlib
@@ -38,37 +32,6 @@ for name, (module, kind) in known.items():
 """
 # Takes adapters on some hardware and not on other.
 DEPENDS = {"DeepseekV4ForCausalLM"}
-
-
-@dataclass
-class Served:
-    """A house whose controller serves `model_base` and its adapter `model_a` on vLLM."""
-
-    house: House
-    controller: psutil.Process
-    adapter: Path
-
-    @property
-    def row(self) -> Engine:
-        return self.house.ready("model_base", START_SECONDS)
-
-    @property
-    def url(self) -> str:
-        return str(self.row.url)
-
-
-@pytest.fixture(scope="module")
-def served(
-    base: Path, make_adapter: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Served]:
-    with make_house(tmp_path_factory.mktemp("home"), base) as house:
-        folder = make_adapter(1)
-        house.add_model("model_base", chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
-        house.want("model_base")
-        house.add_adapter("model_a", folder, "model_base")
-        with house.controller(engine="vllm") as controller:
-            house.ready("model_base", START_SECONDS)
-            yield Served(house, controller, folder)
 
 
 def test_the_adapter_is_loaded_when_the_engine_is_seen_ready(served: Served) -> None:
@@ -113,6 +76,7 @@ def test_the_row_s_chat_template_is_the_one_used(served: Served) -> None:
     assert answer["usage"]["prompt_tokens"] == tokenized["count"]
 
 
+@pytest.mark.rare  # a start takes vLLM the better part of a minute; tests/system/test_deaths.py kills one, too
 def test_a_killed_engine_comes_back_with_its_adapter(served: Served, true_scores: Callable[..., float]) -> None:
     before = served.row.generation
     workers = engine_processes(served.controller, "EngineCore")
@@ -132,6 +96,7 @@ def _names(url: str) -> set[str]:
     return {each["id"] for each in httpx.get(f"{url}/v1/models", timeout=30).json()["data"]}
 
 
+@pytest.mark.rare  # imports all of vLLM's models, and changes only with vLLM's version
 def test_it_takes_adapters_on_what_is_not_named_as_without() -> None:
     command = [str(get_settings().vllm_python), "-c", ADAPTED]
     said = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout

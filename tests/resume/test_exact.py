@@ -21,6 +21,7 @@ import torch
 from app.jobs import estimate
 from app.jobs.combinations import STAGES as KINDS
 from app.jobs.spec import JobSpec, TrainerSpec
+from tests.conftest import THOROUGH
 from tests.resume.harness import Course, Killed, attempt, disturbed, newest_checkpoint, undisturbed
 from tests.trainer.conftest import contrary
 from tests.trainer.memory import limit
@@ -73,7 +74,9 @@ SHAPES[SCALED] = {
 }  # fmt: skip
 # Every stage and every method is killed too.
 TABLE = {name: changes for name, changes in ALL.items() if name not in ("sft", "packed")}
-KILLED_RUNS = int(os.environ.get("BURNISH_TEST_KILLS", "4"))  # of each shape; `make test-all` has more
+# They keep no more between their steps than another row does, which is killed each time.
+ALIKE = ("dpo with hinge", "dpo with ipo", "dpo with simpo", "rl with rloo", "rslora", "qlora fp4", "qlora int8")
+KILLED_RUNS = 20 if THOROUGH else 4  # of each shape
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +133,9 @@ def test_killed_at_any_event_it_goes_on_as_if_nothing_had_been(
         assert_same(found, expected)
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.rare if name in ALIKE else ()) for name in TABLE]
+)
 def test_so_does_every_stage_and_every_method(
     make_spec: Make, rows_of: Callable[[str], str], base_of: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:

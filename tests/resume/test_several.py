@@ -91,7 +91,7 @@ def test_a_checkpoint_of_several_processes(make_spec: Make, tmp_path: Path) -> N
     assert "Gone" not in failed["message"]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.rare)])  # a supervisor asks the first
 def test_asked_to_stop_all_end_with_the_same_step(make_spec: Make, tmp_path: Path, rank: int) -> None:
     process = start(make_spec(processes=2, hyperparameters={"epochs": 1000}), tmp_path)
     assert process.stdout is not None

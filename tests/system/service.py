@@ -27,12 +27,14 @@ class Service:
     process: subprocess.Popen[bytes]
     home: Path
     client: httpx.Client
+    engine: str
 
     @classmethod
     def start(cls, environment: dict[str, str]) -> Service:
         """Starts the service and waits until its API answers."""
         process, url = start_service(environment)
-        return cls(process, Path(environment["BURNISH_HOME"]), httpx.Client(base_url=url, timeout=300))
+        client = httpx.Client(base_url=url, timeout=300)
+        return cls(process, Path(environment["BURNISH_HOME"]), client, environment["BURNISH_ENGINE"])
 
     def is_up(self) -> bool:
         return is_up(str(self.client.base_url).rstrip("/"))

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from app.kit import storage
 from demo.service import ask
 from tests.conftest import DEMO_BASE, eventually
+from tests.system.conftest import on_embedded
 from tests.system.service import LOOK_SECONDS, Service
 
 # 36 short steps, enough that a kill falls in the middle; nothing is deployed, for these are about training.
@@ -69,8 +70,13 @@ def test_a_killed_trainer_s_job_goes_on(running: Service, killed: dict[str, Any]
     assert steps == list(range(1, killed["progress"]["total_steps"] + 1))
     kept = running.client.get(f"/jobs/{killed['id']}/checkpoints").json()["data"]
     assert (len(kept), kept[0]["step"]) == (2, killed["progress"]["total_steps"])
-    stored = {f"checkpoints/{killed['id']}/{checkpoint['attempt']}-{checkpoint['step']}" for checkpoint in kept}
-    eventually(lambda: set(storage.folders("checkpoints")) == stored, 30, "the removal of the older checkpoints")
+    own = f"checkpoints/{killed['id']}/"
+    stored = {f"{own}{checkpoint['attempt']}-{checkpoint['step']}" for checkpoint in kept}
+
+    def left() -> set[str]:
+        return {folder for folder in storage.folders("checkpoints") if folder.startswith(own)}
+
+    eventually(lambda: left() == stored, 30, "the removal of the older checkpoints")
 
 
 def test_a_killed_worker_s_job_goes_on_and_its_trainer_dies_with_it(
@@ -113,6 +119,7 @@ def test_a_job_that_is_paused_and_one_whose_worker_is_stopped_go_on_where_they_w
     assert series(running, id) == series(running, killed["id"])
 
 
+@on_embedded
 def test_a_running_job_can_be_cancelled(running: Service, dataset: str) -> None:
     id = running.create(dataset, **LONG)
     running.training(id)
@@ -122,6 +129,7 @@ def test_a_running_job_can_be_cancelled(running: Service, dataset: str) -> None:
     eventually(lambda: not running.trainers(id), 15, "the trainer's end")
 
 
+@on_embedded
 def test_a_dataset_cannot_go_while_a_job_uses_it(running: Service, rows: bytes) -> None:
     dataset = running.upload(rows + b"\n")  # other bytes: the other tests keep theirs
     id = running.create(dataset, **LONG)
@@ -132,6 +140,7 @@ def test_a_dataset_cannot_go_while_a_job_uses_it(running: Service, rows: bytes) 
     assert running.client.delete(f"/datasets/{dataset}").status_code == 204
 
 
+@on_embedded
 def test_a_loss_that_is_not_finite_ends_the_job_with_advice(running: Service, dataset: str, tmp_path: Path) -> None:
     """By a broken weight: what overflows at a high learning rate differs from processor to processor."""
     folder = shutil.copytree(DEMO_BASE, tmp_path / "broken")
@@ -151,8 +160,13 @@ def test_a_killed_engine_comes_back_with_its_adapters(running: Service, dataset:
     assert job["status"] == "succeeded", job["error"]
     name = job["model"]["name"]
     before = ask(running.client, name, "Hello")
+    servers = running.processes("--served-model-name")
+    below = [child for server in servers for child in server.children(recursive=True)]
     running.kill("--served-model-name")
     assert ask(running.client, name, "Hello") == before
+    eventually(
+        lambda: not any(each.is_running() for each in [*servers, *below]), 20, "nothing of the killed engine lives"
+    )
 
 
 @pytest.mark.parametrize("part", ["app.cli api", "--queues housekeeping", "-m worker beat", "worker.engine"])

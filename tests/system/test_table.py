@@ -11,9 +11,8 @@ import pytest
 
 from demo.service import user_turn
 from demo.text import sample_rows
-from tests.conftest import DEMO_BASE, Backend, eventually
+from tests.conftest import DEMO_BASE, THOROUGH, eventually
 from tests.system.service import LOOK_SECONDS, Service
-from tests.trainer.rows_of_the_table import THOROUGH
 
 STEPS = {"max_steps": 20, "batch_size": 8, "learning_rate": 0.003}
 # What the row is called → the kind of its rows, what it says in its job, the kind of the model that it makes.
@@ -43,9 +42,9 @@ TABLE: dict[str, tuple[str, dict[str, Any], str]] = {
     "apollo": ("chat", {"method": {"type": "apollo"}, "hyperparameters": STEPS | {"learning_rate": 0.001}}, "merged"),
 }
 # Served as others are: `make test-all` has them.
-RARELY = ("dora", "freeze", "galore", "apollo")
-# vLLM loads what is converted, and weights of their own; all of the table would take it long on a CPU.
-ON_VLLM = ("pissa", "full", *(("pt", "dpo", "kto", "rslora", "qlora", "dora", "rm") if THOROUGH else ()))
+RARELY = ("kto", "rslora", "dora", "freeze", "galore", "apollo")
+# vLLM loads what is converted. Weights of their own it loads in test_main_job.py: each takes it the better part of a minute.
+ON_VLLM = ("pissa", *(("full", "pt", "dpo", "kto", "rslora", "qlora", "dora", "rm") if THOROUGH else ()))
 
 # What begins with the outcome of another: sft, then rm on it, then rl on the first with the second as reward are three posts.
 ON = {"rm": "pissa"}
@@ -53,13 +52,15 @@ ON = {"rm": "pissa"}
 JUDGED = ("embedded", "production") if "rm" in ON_VLLM else ("embedded",)
 # Of whose checkpoints models are made: served where they lie, merged, and served by no engine but ours.
 EARLY = ("full", "rm", "mod")
+# The columns that have any of them.
+CHECKED = ("embedded", "production") if "full" in ON_VLLM else ("embedded",)
 
 
 @pytest.fixture(scope="module")
-def table(backend: Backend) -> dict[str, tuple[str, dict[str, Any], str]]:
+def table(running: Service) -> dict[str, tuple[str, dict[str, Any], str]]:
     """What is trained on this column."""
     every = [name for name in TABLE if THOROUGH or name not in RARELY]
-    return {name: TABLE[name] for name in (every if backend.name == "embedded" else ON_VLLM)}
+    return {name: TABLE[name] for name in (every if running.engine == "embedded" else ON_VLLM)}
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_all_of_it_is_trained_and_served(
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("backend", JUDGED, indirect=True)
+@pytest.mark.parametrize("running", JUDGED, indirect=True)
 def test_what_was_fine_tuned_is_rewarded_by_what_was_trained_to_judge(running: Service, posted: dict[str, str]) -> None:
     fine_tune, judge = (running.ended(posted[name])["model"]["name"] for name in ("pissa", "rm"))
     # Each step has all of the prompts: what is rewarded in one can be compared with what is in another.
@@ -151,6 +152,7 @@ def test_what_was_fine_tuned_is_rewarded_by_what_was_trained_to_judge(running: S
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("running", CHECKED, indirect=True)
 def test_a_checkpoint_is_served_whatever_was_trained(running: Service, posted: dict[str, str]) -> None:
     row = sample_rows(1, seed=5, split="heldout")[0]
     said = [{"role": "user", "content": user_turn(row)}]

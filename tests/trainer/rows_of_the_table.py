@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-# `make test-all`.
-THOROUGH = int(os.environ.get("BURNISH_TEST_KILLS", "4")) >= 20
+from tests.conftest import THOROUGH
+
 FULL = {"learning_rate": 0.003}
 SETTINGS = {"epochs": 4}
 # On answers of the model that was taught to count; that a 7 in them is better is learned soon.
