@@ -7,12 +7,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+import typer
 import yaml
 
+from app.cli import cli
 from app.cli.processes import COMMANDS
 from app.datasets.problems import CODES
 from app.settings import Settings
+from tests.cli.commands import problem_of, reference
 from tests.conftest import REPOSITORY
+
+PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
 
 
 def written_settings(path: str) -> set[str]:
@@ -38,8 +44,8 @@ def test_the_settings_table_is_complete_and_says_the_defaults() -> None:
 
 
 def test_no_file_names_a_setting_that_is_not_there() -> None:
-    for path in ("README.md", "docs/api.md", "docs/operations.md", "docs/architecture.md", "docker-compose.yml"):
-        assert written_settings(path) <= set(Settings.model_fields), path
+    for path in (*PAGES, REPOSITORY / "docker-compose.yml"):
+        assert written_settings(str(path)) <= set(Settings.model_fields), path
 
 
 def test_the_compose_file_starts_commands_that_there_are_and_publishes_to_loopback_only() -> None:
@@ -56,7 +62,7 @@ def test_the_compose_file_starts_commands_that_there_are_and_publishes_to_loopba
 
 
 def test_every_link_in_the_docs_leads_somewhere() -> None:
-    for path in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")):
+    for path in PAGES:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text()):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
@@ -74,3 +80,41 @@ def test_the_codes_of_problems_are_documented() -> None:
     table = (REPOSITORY / "docs" / "formats.md").read_text()
     documented = dict(re.findall(r"^\| `(\w+)` \| (error|warning) \|", table, re.MULTILINE))
     assert documented == {name: code.severity for name, code in CODES.items()}
+
+
+def command_lines(text: str) -> set[str]:
+    """Every `burnish …` of a page: in a sentence's code, and as a line of a block."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = {line.strip() for block in blocks for line in block.splitlines()}
+    lines |= {line.strip() for line in re.findall(r"^ {4}(burnish .*)$", text, re.MULTILINE)}
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    lines |= {" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)}
+    return {line.removeprefix(".venv/bin/") for line in lines if re.match(r"(\.venv/bin/)?burnish( |$)", line)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_command_of_the_docs_exists_and_takes_what_it_is_given(page: Path) -> None:
+    command = typer.main.get_command(cli)
+    text = page.read_text().replace("\\|", "|")
+    wrong = {line: problem for line in command_lines(text) if (problem := problem_of(command, line))}
+    assert not wrong
+
+
+def test_the_reference_of_commands_is_complete() -> None:
+    text = (REPOSITORY / "docs" / "cli.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `burnish")]
+    assert sorted(rows) == sorted(reference(typer.main.get_command(cli)))
+
+
+def test_every_address_of_the_docs_is_one_of_the_service() -> None:
+    from app.main import create_app
+
+    paths = [re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path)) for path in create_app().openapi()["paths"]]
+    found = 0
+    for page in PAGES:
+        for address in re.findall(r"http://127\.0\.0\.1:8000(/[^\s'\"`?)]*)", page.read_text()):
+            if address in ("/v1", "/"):  # a base of paths
+                continue
+            found += 1
+            assert any(re.fullmatch(path, address) for path in paths), f"{page.name}: {address}"
+    assert found > 5

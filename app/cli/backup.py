@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from app.backup.archive import Manifest
 
 
-def backup(path: Annotated[Path, typer.Argument(help="The file to write, such as burnish.tar.")]) -> None:
+def backup(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, such as burnish.tar.")],
+) -> None:
     """Save the whole service to one file. It may go on running."""
     from app.backup.writing import write_backup
 
     typer.echo(f"Backed up {_told(_done(write_backup, path))} to {path}.")
 
 
-def restore(path: Annotated[Path, typer.Argument(help="A file that `burnish backup` wrote.")]) -> None:
+def restore(path: Annotated[Path, typer.Argument(metavar="FILE", help="A file that `burnish backup` wrote.")]) -> None:
     """Restore a backup into an empty service. Run it before `burnish up`."""
     from app.backup.restoring import restore_backup
 

@@ -17,12 +17,17 @@ Messages = list[dict[str, str]]
 
 def chat(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Name of a base model or a fine-tune.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The name or id of a base model or fine-tune.")],
     message: Annotated[
-        str | None, typer.Argument(help="What to ask. Without it: a conversation, or what is piped in.")
+        str | None,
+        typer.Argument(
+            metavar="MESSAGE", help="Your message. Without it: standard input, or in a terminal a conversation."
+        ),
     ] = None,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 always takes the likeliest token.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Randomness of the answer. 0 always takes the most likely token.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
 ) -> None:
     """Chat with a model. The answer is printed as it comes."""

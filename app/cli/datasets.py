@@ -44,11 +44,11 @@ PROBLEM_COLUMNS = (
 
 OnBadRows = Annotated[
     str | None,
-    typer.Option(metavar="reject|drop", help="Refuse a file with bad rows, or store it without them. Default: reject."),
+    typer.Option(metavar="reject|drop", help="Reject a file with bad rows, or drop these rows. Default: reject."),
 ]
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="The dataset's name or id.")]
 BaseModel = Annotated[str, typer.Argument(help="The base model's name or id.")]
-MaxLength = Annotated[int | None, typer.Option(help="Tokens after which a row is cut.")]
+MaxLength = Annotated[int | None, typer.Option(help="Longest row, in tokens. Longer rows are cut.")]
 
 commands = typer.Typer(no_args_is_help=True, help="Upload, import, check and delete datasets.")
 
@@ -59,15 +59,20 @@ def add(
     file: Annotated[
         Path,
         typer.Argument(
-            exists=True, dir_okay=False, readable=True, help="JSON, JSONL, CSV, TSV, Parquet or text; .gz, .zst."
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="JSON, JSONL, CSV, TSV, Parquet or text, also as .gz or .zst.",
         ),
     ],
     name: Annotated[str | None, typer.Option(help="A label. Default: the file's name.")] = None,
     format: Annotated[
-        str | None, typer.Option(metavar="auto|alpaca|sharegpt|openai|trl|text", help="How rows are read.")
+        str | None,
+        typer.Option(metavar="auto|alpaca|sharegpt|openai|trl|text", help="How rows are read. Default: auto."),
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(metavar="auto|chat|preference|labels|text|prompts", help="What rows are for.")
+        str | None,
+        typer.Option(metavar="auto|chat|preference|labels|text|prompts", help="What rows are for. Default: auto."),
     ] = None,
     columns: Annotated[
         str | None,
@@ -80,7 +85,7 @@ def add(
     on_bad_rows: OnBadRows = None,
     json: Json = False,
 ) -> None:
-    """Upload a file. It is streamed from disk, and every row is checked before the answer."""
+    """Upload a file. Every row is checked."""
     from app.cli.uploading import upload
 
     fields = {"format": format, "kind": kind, "columns": columns, "tags": tags, "on_bad_rows": on_bad_rows}
@@ -91,7 +96,7 @@ def add(
         return
     output.print_table(COLUMNS, [dataset])
     if not new:
-        output.say("This file was uploaded before with the same options. Nothing was added.")
+        output.say(f"This file was uploaded before with the same options, as {dataset['name']}. Nothing was added.")
     _say_problems(dataset)
     output.say(f"Train on it: burnish jobs create demo-base {dataset['id']}")
 
@@ -112,20 +117,24 @@ def import_registry(
     folder: Annotated[
         Path, typer.Argument(exists=True, file_okay=False, help="A folder with LLaMA-Factory's dataset_info.json.")
     ],
-    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this entry; may be repeated.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Import only this entry. Repeat it to add others.")
+    ] = None,
     hubs: Annotated[
-        bool, typer.Option("--hubs", help="Fetch entries that lie on a hub; those of --only always are.")
+        bool, typer.Option("--hubs", help="Also fetch entries from model hubs. Entries named with --only always are.")
     ] = False,
     hub: Annotated[
-        str, typer.Option(metavar="modelscope|hf", help="Which hub an entry is fetched from that names both.")
+        str, typer.Option(metavar="modelscope|hf", help="The hub to use if an entry names both.")
     ] = "modelscope",
-    keep: Annotated[Path | None, typer.Option(file_okay=False, help="Keep in this folder what hubs send.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Keep the files fetched from hubs in this folder.")
+    ] = None,
     on_bad_rows: OnBadRows = None,
     json: Json = False,
 ) -> None:
     """Upload the datasets that LLaMA-Factory's dataset_info.json names.
 
-    Ends with exit code 1 where one was refused or failed; what has no counterpart here is skipped, and its reason said.
+    Exit code 1 if one was refused or failed. Entries that cannot be translated are skipped, with the reason.
     """
     from app.cli import dataset_info, importing
 
@@ -198,7 +207,7 @@ def preview(
     max_length: MaxLength = None,
     json: Json = False,
 ) -> None:
-    """Show what a model will see of a row, token by token, and which tokens it learns."""
+    """Show a row as a model sees it, and which of its tokens are learned."""
     from app.cli.rows import print_preview
 
     body = _given(base_model=base_model, row=row, max_length=max_length)
@@ -233,7 +242,7 @@ def show_report(
     report: Annotated[
         str, typer.Argument(metavar="REPORT|DATASET", help="A report's id, or the name or id of a dataset.")
     ],
-    rows: Annotated[bool, typer.Option("--rows", help="Print every problem instead, a line of JSON each.")] = False,
+    rows: Annotated[bool, typer.Option("--rows", help="Print every problem, one line of JSON each.")] = False,
     repaired: Annotated[
         Path | None,
         typer.Option(dir_okay=False, help="Write the file here as JSONL, with those rows repaired that can be."),
@@ -258,8 +267,11 @@ def show_report(
     if json:
         output.print_json(found)
         return
-    output.print_table(PROBLEM_COLUMNS, found["problems"])
-    output.say(f"{found['rows']:,} rows, {found['bad_rows']:,} bad. {found['repairable_rows']:,} can be repaired.")
+    if found["problems"] or not output.stdout().is_terminal:
+        output.print_table(PROBLEM_COLUMNS, found["problems"])
+    output.say(
+        f"{found['rows']:,} rows, {found['bad_rows']:,} bad, {found['repairable_rows']:,} of them can be repaired."
+    )
     if not found["complete"]:
         output.say("The check stopped at so many bad rows. There may be more.")
     if found["repairable_rows"]:

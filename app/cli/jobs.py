@@ -23,7 +23,7 @@ COLUMNS = (
     Column("name", "name"),
     Column("base", "base_model"),
     Column("step", "progress.step"),
-    Column("of", "progress.total_steps"),
+    Column("steps", "progress.total_steps"),
     Column("loss", "progress.loss", "{:.4f}".format),
     Column("created", "created_at"),
 )
@@ -64,72 +64,93 @@ def create(
     context: typer.Context,
     base: Annotated[str | None, typer.Argument(help="The name or id of a base model or fine-tune.")] = None,
     dataset: Annotated[str | None, typer.Argument(help="A dataset's name or id.")] = None,
-    name: Annotated[str | None, typer.Option(help="What the fine-tune is called.")] = None,
-    stage: Annotated[str | None, typer.Option(metavar="sft|pt|dpo|kto|rm|rl", help="What is learned.")] = None,
+    name: Annotated[str | None, typer.Option(help="The fine-tune's name. Default: made from the base's name.")] = None,
+    stage: Annotated[
+        str | None, typer.Option(metavar="sft|pt|dpo|kto|rm|rl", help="What is learned. Default: sft.")
+    ] = None,
     method: Annotated[
-        str | None, typer.Option(metavar="lora|qlora|full|freeze|galore|apollo|mod", help="Which weights change.")
+        str | None,
+        typer.Option(
+            metavar="lora|qlora|full|freeze|galore|apollo|mod", help="How weights are trained. Default: lora."
+        ),
     ] = None,
     rank: Annotated[
-        int | None, typer.Option(help="Rank of the adapter, or of galore's and apollo's projections.")
+        int | None, typer.Option(help="Rank of the adapter, or of the projections of galore and apollo.")
     ] = None,
-    variant: Annotated[str | None, typer.Option(metavar="rslora|dora|pissa", help="Of lora.")] = None,
-    layers: Annotated[int | None, typer.Option(help="Of freeze: so many of the last layers are trained.")] = None,
+    variant: Annotated[str | None, typer.Option(metavar="rslora|dora|pissa", help="For lora: a variant of it.")] = None,
+    layers: Annotated[int | None, typer.Option(help="For freeze: how many of the last layers are trained.")] = None,
     reward: Annotated[
         list[str] | None,
-        typer.Option(metavar="TYPE|MODEL", help="Of rl: exact_match, …, or a reward model's name; several times."),
+        typer.Option(
+            metavar="TYPE|MODEL", help="For rl: exact_match, …, or a reward model's name. Repeat it to add rewards."
+        ),
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the rows.")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="End earlier than --epochs would.")] = None,
-    learning_rate: Annotated[str | None, typer.Option(metavar="NUMBER|auto", help="Peak learning rate.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per optimiser step.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens; longer rows are cut.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps, if --epochs would go on.")] = None,
+    learning_rate: Annotated[
+        str | None, typer.Option(metavar="NUMBER|auto", help="Peak learning rate. Default: auto.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per optimizer step. Default: 16.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest row, in tokens. Longer rows are cut.")] = None,
     chat_template: ChatTemplate = None,
     template_arguments: TemplateArguments = None,
     validation: Annotated[
         str | None, typer.Option(metavar="DATASET", help="A dataset of held-out rows: its name or id.")
     ] = None,
-    validation_fraction: Annotated[float | None, typer.Option(help="Share of the rows that is held out.")] = None,
+    validation_fraction: Annotated[
+        float | None, typer.Option(help="Share of the rows to hold out, such as 0.1.")
+    ] = None,
     validate_every: Annotated[
-        str | None, typer.Option(metavar="STEPS|epoch", help="When they are looked at. Default: at each epoch's end.")
+        str | None, typer.Option(metavar="STEPS|epoch", help="When to validate. Default: after each epoch.")
     ] = None,
     patience: Annotated[
-        int | None, typer.Option(help="End after so many validations in a row without a lower loss.")
+        int | None, typer.Option(help="Stop after this many validations in a row without a lower loss.")
     ] = None,
     keep: Annotated[
         str | None,
-        typer.Option(metavar="last|best", help="Which step's weights are the outcome. With --patience: best."),
+        typer.Option(
+            metavar="last|best",
+            help="Keep the weights of the last or the best step. Default: last, with --patience best.",
+        ),
     ] = None,
     replay: Annotated[
         str | None,
         typer.Option(metavar="DATASET", help="A dataset of general rows, mixed in against forgetting: its name or id."),
     ] = None,
     replay_fraction: Annotated[
-        float | None, typer.Option(help="Share of the rows trained on that comes from it. Default: 0.1.")
+        float | None, typer.Option(help="Share of the training rows that comes from --replay. Default: 0.1.")
     ] = None,
     scorecard: Annotated[
-        bool | None, typer.Option(help="Compare base and fine-tune on the same rows. Default: yes.")
+        bool | None, typer.Option(help="Compare the fine-tune with its base on the same rows. Default: yes.")
     ] = None,
     deploy: Annotated[
-        str | None, typer.Option(metavar="adapter|merged|none|auto", help="How the result is served.")
+        str | None, typer.Option(metavar="adapter|merged|none|auto", help="How the result is served. Default: auto.")
     ] = None,
-    priority: Annotated[int | None, typer.Option(help="The highest goes first. Default: 0.")] = None,
-    gpus: Annotated[str | None, typer.Option(metavar="NUMBER|auto", help="GPUs of its own.")] = None,
+    priority: Annotated[int | None, typer.Option(help="Jobs of higher priority go first. Default: 0.")] = None,
+    gpus: Annotated[
+        str | None, typer.Option(metavar="NUMBER|auto", help="How many GPUs it gets. Default: auto.")
+    ] = None,
     memory_gb: Annotated[
-        float | None, typer.Option(help="GiB that each of its GPUs has at least; without a GPU, that the machine has.")
+        float | None, typer.Option(help="Least memory of each of its GPUs, or without GPUs of the machine, in GiB.")
     ] = None,
-    max_seconds: Annotated[int | None, typer.Option(help="Running longer fails it.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of order, initial adapter, dropout and split.")] = None,
+    max_seconds: Annotated[int | None, typer.Option(help="Fail the job when it has run this long.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of order, first weights, dropout and split. Default: 42.")
+    ] = None,
     spec: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="A whole body of POST /jobs; options go over it.")
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="A JSON file with a body of POST /jobs. Options override it."),
     ] = None,
     watch: Annotated[
         bool | None,
-        typer.Option("--watch/--no-watch", help="Show the job until it has ended. Default: yes, but not with --json."),
+        typer.Option("--watch/--no-watch", help="Watch the job until it ends. Default: yes, except with --json."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and start nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print memory, tokens, steps and time that it would take. Start nothing.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Start a fine-tune. `burnish jobs create BASE DATASET` is enough: everything else has a default."""
+    """Start a fine-tune. A base model and a dataset are enough: everything else has a default."""
     body = read_json_file(str(spec), "--spec") if spec else {}
     options = {
         "base_model": base,
@@ -209,12 +230,12 @@ def from_llamafactory(
         str | None, typer.Option(help="A dataset's name or id. Default: the name that the file has.")
     ] = None,
     reward_model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of stage ppo, which becomes rl: what rewards answers.")
+        str | None, typer.Option(metavar="NAME", help="For stage ppo, which becomes rl: the reward model.")
     ] = None,
-    show: Annotated[bool, typer.Option("--show", help="Print the body of the job, and start none.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print the job's body. Start nothing.")] = False,
     json: Json = False,
 ) -> None:
-    """Start the job that a LLaMA-Factory configuration describes, or say which of its keys have no counterpart."""
+    """Start the job of a LLaMA-Factory configuration, or say which of its keys cannot be translated."""
     given = llamafactory.read(config)
     body = llamafactory.body_of(given, reward_model)
     with connect(context) as service:
@@ -255,7 +276,7 @@ def show(context: typer.Context, job: JobName, json: Json = False) -> None:
 
 @commands.command("watch")
 def watch_job(context: typer.Context, job: JobName) -> None:
-    """Show a job until it has ended. Exit code: 0 succeeded, 1 failed, 2 cancelled. Ctrl-C leaves the job running."""
+    """Watch a job until it ends. Exit code: 0 succeeded, 1 failed, 2 cancelled. Ctrl-C leaves the job running."""
     with connect(context) as service:
         watching.conclude(watching.watch(service, job, output.stdout()))
 
@@ -264,7 +285,7 @@ def watch_job(context: typer.Context, job: JobName) -> None:
 def events(
     context: typer.Context,
     job: JobName,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow until the job ends.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
 ) -> None:
     """Print what happened to a job, oldest first."""
@@ -283,9 +304,9 @@ def events(
 def logs(
     context: typer.Context,
     job: JobName,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow until the job ends.")] = False,
 ) -> None:
-    """Print what a job's trainers wrote: libraries' warnings, tracebacks."""
+    """Print the log of a job's trainers: warnings and tracebacks."""
     with connect(context) as service, watching.leaving_it_running(job):
         if follow:
             for entry in watching.follow(service, job, "logs"):
@@ -299,7 +320,7 @@ def logs(
 
 @commands.command("metrics")
 def metrics(context: typer.Context, job: JobName, json: Json = False) -> None:
-    """Print what each optimiser step measured."""
+    """Print the measurements of each optimizer step."""
     with connect(context) as service:
         rows = list(service.pages(f"/jobs/{segment(job)}/metrics", "step"))
     if json:
@@ -310,13 +331,13 @@ def metrics(context: typer.Context, job: JobName, json: Json = False) -> None:
 
 @commands.command("checkpoints")
 def checkpoints(context: typer.Context, job: JobName, json: Json = False) -> None:
-    """List a job's checkpoints, newest first. `burnish models add NAME checkpoint://ID` makes one a model."""
+    """List a job's checkpoints, newest first. Make one a model: burnish models add NAME checkpoint://ID."""
     with connect(context) as service:
         print_page(service.get(f"/jobs/{segment(job)}/checkpoints"), CHECKPOINT_COLUMNS, json)
 
 
 def _verb(name: str, help: str) -> None:
-    """Adds a command that says one word to a job and shows the state that it is in then."""
+    """Adds a command that changes a job's state, and prints the state that it is in then."""
 
     @commands.command(name, help=help)
     def say(context: typer.Context, job: JobName, json: Json = False) -> None:
@@ -336,14 +357,14 @@ def _standing(job: dict[str, Any]) -> str:
     return f"{job['status']}."
 
 
-_verb("cancel", "Cancel a job: at once when it is queued, within a step when it runs.")
-_verb("pause", "Pause a job: at once when it is queued, after its step when it runs.")
-_verb("resume", "Go on with a paused job, from the step that it paused at.")
-_verb("retry", "Try a failed job again, from its last checkpoint.")
+_verb("cancel", "Cancel a job. A running one stops within a step.")
+_verb("pause", "Pause a job. A running one stops after its step, with a checkpoint.")
+_verb("resume", "Resume a paused job at the step where it paused.")
+_verb("retry", "Retry a failed job from its last checkpoint.")
 
 
 @commands.command("delete")
 def delete(context: typer.Context, job: JobName) -> None:
-    """Delete a job that has ended; its model stays."""
+    """Delete a job that has ended. Its model stays."""
     with connect(context) as service:
         delete_object(service, "job", "/jobs", job)

@@ -35,12 +35,13 @@ commands = typer.Typer(
 @commands.command("create")
 def create(
     context: typer.Context,
-    role: Annotated[str, typer.Option(metavar="admin|write|read|infer", help="What it may do.")] = "write",
-    project: Annotated[str | None, typer.Option(help="The project that it opens. Default: that of your key.")] = None,
+    role: Annotated[str, typer.Option(metavar="admin|write|read|infer", help="What the key may do.")] = "write",
+    project: Annotated[str | None, typer.Option(help="The project it opens: a name or id. Default: your own.")] = None,
     name: Annotated[str, typer.Option(help="A label.")] = "key",
-    days: Annotated[int | None, typer.Option(min=1, help="It expires after so many days. Default: never.")] = None,
+    days: Annotated[int | None, typer.Option(min=1, help="Days until it expires. Default: never.")] = None,
     admin: Annotated[
-        bool, typer.Option("--admin", help="An admin's key, made in this machine's database: the service need not run.")
+        bool,
+        typer.Option("--admin", help="Create an admin's key in this machine's database. The service need not run."),
     ] = False,
 ) -> None:
     """Create a key, and print it. It is shown this once."""

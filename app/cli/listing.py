@@ -13,9 +13,6 @@ def print_page(page: dict[str, Any], columns: Sequence[output.Column], json: boo
     if json:
         output.print_json(page)
         return
-    if page["data"] or not output.stdout().is_terminal:
-        output.print_table(columns, page["data"])
-    else:
-        output.say("There are none.")
+    output.print_table(columns, page["data"])
     if page["has_more"]:
         output.say(f"There are more: --after {page['data'][-1]['id']}, or a larger --limit.")

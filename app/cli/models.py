@@ -42,23 +42,24 @@ commands = typer.Typer(no_args_is_help=True, help="Register base models; list, g
 @commands.command("add")
 def add(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="What jobs and chat will call it.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The model's name from now on.")],
     source: Annotated[
         str,
         typer.Argument(
-            help="A directory, modelscope://owner/name[@revision], hf://owner/name[@revision] or checkpoint://id."
+            metavar="SOURCE",
+            help="A directory, modelscope://OWNER/NAME or hf://OWNER/NAME (also with @REVISION), or checkpoint://ID.",
         ),
     ],
     chat_template: ChatTemplate = None,
     template_arguments: TemplateArguments = None,
     architecture_only: Annotated[
         bool,
-        typer.Option("--architecture-only", help="The directory has no weights: stage pt begins with random ones."),
+        typer.Option("--architecture-only", help="The directory has no weights. Stage pt starts with random ones."),
     ] = False,
-    wait: Annotated[bool, typer.Option(help="Wait while the model is downloaded or merged.")] = True,
+    wait: Annotated[bool, typer.Option(help="Wait until the model is downloaded or merged.")] = True,
     json: Json = False,
 ) -> None:
-    """Register a base model, or make a job's checkpoint a fine-tune."""
+    """Register a base model, or turn a job's checkpoint into a model."""
     body: dict[str, Any] = {"name": name, "source": _absolute(source), "architecture_only": architecture_only}
     body |= template_fields(chat_template, template_arguments)
     with connect(context) as service:

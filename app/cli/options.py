@@ -11,14 +11,19 @@ import typer
 from app.cli.failure import Failure
 
 Json = Annotated[bool, typer.Option("--json", help="Print the object as the service sent it.")]
-Limit = Annotated[int, typer.Option(help="How many at most (1 to 1000).")]
-After = Annotated[str | None, typer.Option(metavar="ID", help="Go on after this one.")]
+Limit = Annotated[int, typer.Option(help="At most this many (1 to 1000).")]
+After = Annotated[str | None, typer.Option(metavar="ID", help="Continue after this one.")]
 ChatTemplate = Annotated[
-    str | None, typer.Option(metavar="FILE|NAME", help="A Jinja file, or a common family's: chatml, llama3, mistral, …")
+    str | None,
+    typer.Option(
+        metavar="FILE|NAME", help="A Jinja file, or the name of a common template: chatml, llama3, mistral, …"
+    ),
 ]
 TemplateArguments = Annotated[
     list[str] | None,
-    typer.Option("--template-argument", metavar="NAME=VALUE", help="What the template is handed; several times."),
+    typer.Option(
+        "--template-argument", metavar="NAME=VALUE", help="An argument of the template. Repeat it to add others."
+    ),
 ]
 
 

@@ -62,7 +62,7 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[Column], objects: Iterable[dict[str, Any]]) -> None:
-    """A row for each object, under a header."""
+    """A row for each object, under a header. A terminal is told where there are none."""
     console = stdout()
     if not console.is_terminal:
         print(*(column.path for column in columns), sep="\t")
@@ -70,6 +70,9 @@ def print_table(columns: Sequence[Column], objects: Iterable[dict[str, Any]]) ->
             print(*(cell(column.path, _at(object, column.path)) for column in columns), sep="\t", flush=True)
         return
     rows = [[_shown(column, _at(object, column.path)) for column in columns] for object in objects]
+    if not rows:
+        say("There are none.")
+        return
     console.print(_grid([column.heading for column in columns], rows), soft_wrap=False)
 
 

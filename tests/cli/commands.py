@@ -52,3 +52,18 @@ def _wrong_words(command: Any, words: list[str]) -> str | None:
                 return f"the option '{name}' has no value"
             words.pop(0)
     return f"{given} arguments are given, {most} are taken" if given > most else None
+
+
+def reference(command: Any) -> list[str]:
+    """The rows of docs/cli.md: how each command is called, and what it does."""
+    return [f"| `{_call(name, each)}` | {_sentence(each)} |" for name, each in all_commands(command)]
+
+
+def _call(name: str, command: Any) -> str:
+    arguments = [each for each in command.params if each.param_type_name == "argument"]
+    shown = [(each.metavar or each.name.upper(), each.required) for each in arguments]
+    return " ".join([name, *(label if required else f"[{label}]" for label, required in shown)]).replace("|", "\\|")
+
+
+def _sentence(command: Any) -> str:
+    return " ".join((command.help or "").split("\n\n")[0].split()).replace("|", "\\|")
