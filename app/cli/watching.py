@@ -118,7 +118,9 @@ def leaving_it_running(id: str) -> Iterator[None]:
 
 
 def _watch(service: Service, id: str, display: Display) -> dict[str, Any]:
-    path, last, patience = f"/jobs/{segment(id)}", 0, Patience(output.say)
+    # By its id: a job that fails loses its name.
+    path = f"/jobs/{service.get(f'/jobs/{segment(id)}')['id']}"
+    last, patience = 0, Patience(output.say)
     before, said = None, None
     while True:
         try:
@@ -145,7 +147,8 @@ def _watch(service: Service, id: str, display: Display) -> dict[str, Any]:
 def follow(service: Service, id: str, what: str) -> Iterator[dict[str, Any]]:
     """Every entry of the job's `events` or `logs` until it has ended, as they come; a stream that breaks off is taken up where
     it was."""
-    job, last, patience = f"/jobs/{segment(id)}", 0, Patience(output.say)
+    job = f"/jobs/{service.get(f'/jobs/{segment(id)}')['id']}"
+    last, patience = 0, Patience(output.say)
     path = f"{job}/{what}"
     while True:
         try:

@@ -42,6 +42,11 @@ def _out(*jobs: Job) -> list[JobOut]:
     return [job_out(job, where.get(job.id)) for job in jobs]
 
 
+def _id_of(project: str, name: str) -> str:
+    """The id of the job that is called so now. What follows it goes on with the id: a job that fails loses its name."""
+    return service.get(project, name).id
+
+
 @router.post(
     "",
     status_code=202,
@@ -132,6 +137,7 @@ async def list_events(
     last_event_id: Annotated[WholeNumber | None, Header(ge=0, le=2**31 - 1, description="Resumes a stream.")] = None,
 ) -> Response | Page[EventOut]:
     start = after if last_event_id is None else last_event_id
+    id = await anyio.to_thread.run_sync(_id_of, project, id)
     found, more, ended = await anyio.to_thread.run_sync(service.events, project, id, start, limit)
     if "text/event-stream" not in request.headers.get("accept", ""):
         return Page(data=[event_out(event) for event in found], has_more=more)
@@ -162,6 +168,7 @@ async def list_logs(
     last_event_id: Annotated[WholeNumber | None, Header(ge=0, le=2**31 - 1, description="Resumes a stream.")] = None,
 ) -> Response | Page[LogOut]:
     start = after if last_event_id is None else last_event_id
+    id = await anyio.to_thread.run_sync(_id_of, project, id)
 
     def read(number: int, limit: int = 20) -> streaming.Batch[Log]:
         return logs.read(project, id, number, limit, attempt)

@@ -108,11 +108,18 @@ def test_a_name_is_the_job_s_that_came_to_something(
     client: httpx.Client, name: str, upload: Callable[[str], str], start: Callable[..., dict[str, Any]]
 ) -> None:
     dataset = upload(name)
-    cancelled = [start(dataset=dataset, name=name)["id"] for _ in range(2) if client.post(f"/jobs/{name}/cancel")]
-    client.post(f"/jobs/{cancelled[-1]}/cancel").raise_for_status()
+    cancelled = []
+    for _ in range(2):
+        cancelled.append(start(dataset=dataset, name=name)["id"])
+        client.post(f"/jobs/{cancelled[-1]}/cancel").raise_for_status()
     assert ambiguous(client.get(f"/jobs/{name}"))["hint"].endswith(f"{cancelled[1]}, {cancelled[0]}.")
     queued = start(dataset=dataset, name=name)["id"]
     assert client.get(f"/jobs/{name}").json()["id"] == queued
+    with client.stream("GET", f"/jobs/{name}/events", headers={"Accept": "text/event-stream"}) as stream:
+        lines = stream.iter_lines()
+        assert "event: created" in lines
+        client.post(f"/jobs/{name}/cancel").raise_for_status()  # now three have the name, and the stream goes on
+        assert "event: cancelled" in lines
 
 
 def test_another_project_s_names_find_nothing(client: httpx.Client, name: str, upload: Callable[[str], str]) -> None:
