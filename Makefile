@@ -6,7 +6,7 @@ VLLM := .venv-vllm
 SERVICE := $(VENV)/.installed
 ENGINE := $(VLLM)/.installed
 
-.PHONY: help demo up test test-all test-peers chaos lint install benchmark-reviews benchmark-control-plane benchmark-first-step benchmark-train benchmark-families clean
+.PHONY: help demo up packages test test-all test-peers chaos lint install benchmark-reviews benchmark-control-plane benchmark-first-step benchmark-train benchmark-families clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -28,10 +28,13 @@ lint: $(SERVICE) ## ruff, mypy (strict) and the walls between the packages
 # Two processes share the tests by groups (tests/conftest.py); docs/testing.md says how.
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --no-loadscope-reorder
 
-test: install lint ## Run the tests: at most 15 minutes on two cores
+packages:
+	@tests/install-packages.sh
+
+test: install lint packages ## Run the tests: at most 15 minutes on two cores
 	$(PYTEST)
 
-test-all: install lint ## Run the tests and every rare combination
+test-all: install lint packages ## Run the tests and every rare combination
 	BURNISH_TEST_ALL=1 $(PYTEST) -m "not peer"
 
 test-peers: install ## Run the tests that need other projects' tools, which they install

@@ -163,8 +163,8 @@ def address(settings: Settings) -> Finding:
 
     place = f"{settings.host}:{settings.port}"
     if is_exposed(settings) and not _has_key():
-        hint = "Make one with `burnish keys create --admin`, or set BURNISH_HOST=127.0.0.1."
-        return Finding("fail", f"{place} is not loopback, and there is no key", hint)
+        hint = "Make one with `burnish keys create --admin`, or set BURNISH_HOST=127.0.0.1 and no BURNISH_PUBLIC_URL."
+        return Finding("fail", f"{settings.public_url or place} is reached from elsewhere, and there is no key", hint)
     try:
         answer = httpx.get(f"{local_url(settings.host, settings.port)}/health", timeout=5, trust_env=False)
         health = answer.json() if answer.is_success else {}

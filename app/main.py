@@ -98,7 +98,7 @@ def create_app() -> FastAPI:
     service.add_middleware(HeadAsGet)
     service.add_middleware(BodyLimit, unbounded=frozenset({("POST", "/datasets")}))
     if is_loopback(get_settings().host):
-        service.add_middleware(LoopbackOnly)
+        service.add_middleware(LoopbackOnly, public_url=get_settings().public_url)
 
     @service.get("/health", summary="Whether the API answers", tags=["service"])
     async def health() -> dict[str, str]:

@@ -7,6 +7,7 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -51,6 +52,25 @@ def _networks(text: str) -> str:
     return text
 
 
+def _public_url(text: str) -> str:
+    """The URL as browsers write an origin: lower case, and no port where it is the scheme's own."""
+    if not text:
+        return ""
+    parts = urlsplit(text)
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or parts.query
+        or parts.fragment
+        or "@" in parts.netloc
+    ):
+        raise ValueError("must be an address such as https://burnish.example.org, with a path at most")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    usual = {"http": 80, "https": 443}[parts.scheme]
+    port = f":{parts.port}" if parts.port not in (None, usual) else ""
+    return f"{parts.scheme}://{host}{port}{parts.path.rstrip('/')}"
+
+
 class Settings(BaseSettings):
     """Read from `BURNISH_*` environment variables; `home` alone decides every embedded default."""
 
@@ -61,6 +81,12 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address the API binds. Other than loopback only where a key exists.")
     port: int = Field(8000, ge=1, le=65535, description="Port of the API.")
+    public_url: Annotated[str, AfterValidator(_public_url)] = Field(
+        "", description="Where a reverse proxy before the service is reached: https://burnish.example.org."
+    )
+    trusted_proxies: Annotated[str, AfterValidator(_networks)] = Field(
+        "", description="Networks of proxies whose X-Forwarded-For and -Proto are believed, with commas: 127.0.0.1/32."
+    )
     admin_key: str = Field("", description="An admin's key, valid beside those in the database.")
     secret_key: str = Field(
         "", description="What secrets are sealed with: long random text; old ones after commas. Empty: one in the home."

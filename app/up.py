@@ -11,18 +11,19 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import Popen
-from typing import NoReturn
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 import httpx
 
 from app.kit import gpus, logs, tracing
 from app.kit.address import check_free, local_url
 from app.kit.extras import INSTALL_TRAINING, missing_for_training
-from app.kit.guards import is_exposed
+from app.kit.guards import is_exposed, is_loopback
 from app.kit.home import make_home
 from app.kit.home_lock import hold_home
 from app.kit.processes import python, spawn, stop
-from app.settings import Settings, get_settings
+from app.settings import Settings, get_settings, networks
 
 # What `up` runs, each in a process of its own that is started again when it ends.
 PROCESSES: dict[str, list[str]] = {
@@ -65,15 +66,24 @@ def api() -> None:
     require_key()
     tracing.configure("api")
     latency.share(make_home() / "metrics")
-    uvicorn.run(
-        "app.main:create_app",
-        factory=True,
-        host=settings.host,
-        port=settings.port,
-        access_log=False,
-        log_config=None,
-        timeout_graceful_shutdown=5,
-    )
+    uvicorn.run("app.main:create_app", factory=True, **server_options())
+
+
+def server_options() -> dict[str, Any]:
+    """What uvicorn is told: where to listen, which proxies to believe, below which path a proxy serves the service."""
+    settings = get_settings()
+    trusted = [str(network) for network in networks(settings.trusted_proxies)]
+    return {
+        "host": settings.host,
+        "port": settings.port,
+        "access_log": False,
+        "log_config": None,
+        "timeout_graceful_shutdown": 5,
+        # Said in both cases: by default uvicorn believes whoever is on this machine, or FORWARDED_ALLOW_IPS.
+        "proxy_headers": bool(trusted),
+        "forwarded_allow_ips": trusted,
+        "root_path": urlsplit(settings.public_url).path,
+    }
 
 
 def require_port(host: str, port: int) -> None:
@@ -93,10 +103,15 @@ def require_key() -> None:
     """Ends the program if strangers could reach the service and no key keeps them out."""
     from app.projects.access import has_key
 
-    if is_exposed(get_settings()) and not has_key():
+    settings = get_settings()
+    if is_exposed(settings) and not has_key():
+        if is_loopback(settings.host):
+            cause, other = f"BURNISH_PUBLIC_URL={settings.public_url} is reached from other machines", "unset it"
+        else:
+            cause, other = f"BURNISH_HOST={settings.host} is not a loopback address", "use 127.0.0.1"
         sys.exit(
-            f"BURNISH_HOST={get_settings().host} is not a loopback address, and there is no key to keep strangers out. "
-            "Make one with `burnish keys create --admin`, or set BURNISH_ADMIN_KEY; or use 127.0.0.1."
+            f"{cause}, and there is no key to keep strangers out. "
+            f"Make one with `burnish keys create --admin`, or set BURNISH_ADMIN_KEY; or {other}."
         )
 
 

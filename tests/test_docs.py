@@ -44,7 +44,10 @@ def test_the_settings_table_is_complete_and_says_the_defaults() -> None:
 
 
 def test_no_file_names_a_setting_that_is_not_there() -> None:
-    for path in (*PAGES, REPOSITORY / "docker-compose.yml"):
+    for path in (
+        *PAGES,
+        *(REPOSITORY / name for name in ("docker-compose.yml", "deploy/nginx.conf", "deploy/Caddyfile")),
+    ):
         assert written_settings(str(path)) <= set(Settings.model_fields), path
 
 

@@ -129,7 +129,7 @@ def _revoke_all_here() -> str:
     if is_exposed(settings):
         raise Failure(
             "This service is reached from other machines, so it needs keys.",
-            hint="Set BURNISH_HOST=127.0.0.1 first, restart the service, then try again.",
+            hint="First set BURNISH_HOST=127.0.0.1, unset BURNISH_PUBLIC_URL and restart the service.",
         )
     migrate()
     count = delete_all_keys()

@@ -27,14 +27,19 @@ def is_loopback(host: str) -> bool:
 
 def is_exposed(settings: Settings) -> bool:
     """Whether others than the people on this machine reach the service, so that it needs keys."""
-    return not is_loopback(settings.host)
+    return not is_loopback(settings.host) or not is_loopback(urlsplit(settings.public_url).hostname or "localhost")
 
 
 class LoopbackOnly:
-    """Refuses requests that a web page could make: a foreign `Host` (DNS rebinding) or a foreign `Origin`."""
+    """Refuses requests that a web page could make: a foreign `Host` (DNS rebinding) or a foreign `Origin`.
 
-    def __init__(self, app: ASGIApp) -> None:
+    `public_url` is where a reverse proxy before the service is reached, or empty: its name and its pages are no strangers.
+    """
+
+    def __init__(self, app: ASGIApp, public_url: str = "") -> None:
         self.app = app
+        public = urlsplit(public_url)
+        self.public_name, self.public_origin = public.hostname, f"{public.scheme}://{public.netloc}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (refusal := self._refusal(Headers(scope=scope))):
@@ -48,17 +53,18 @@ class LoopbackOnly:
             name, page = urlsplit(f"//{host}").hostname or "", urlsplit(origin or "").netloc
         except ValueError:  # an address in brackets that is none
             name, page = "", ""
-        if not is_loopback(name):
+        local = is_loopback(name)
+        if not local and name != self.public_name:
             return Forbidden(
-                f"The host '{host}' is not this machine.",
+                f"The host '{host}' is neither this machine nor the name of BURNISH_PUBLIC_URL.",
                 param="Host",
-                hint="Call the service by 127.0.0.1 or localhost.",
+                hint="Call the service by 127.0.0.1 or localhost; behind a proxy, set BURNISH_PUBLIC_URL.",
             )
-        if origin is not None and page != host:
+        if origin is not None and origin != self.public_origin and not (local and page == host):
             return Forbidden(
                 f"Pages of '{origin}' may not call this service.",
                 param="Origin",
-                hint="Call it from its own pages, or not from a browser.",
+                hint="Call it from its own pages, or not from a browser; behind a proxy, set BURNISH_PUBLIC_URL.",
             )
         return None
 
@@ -109,7 +115,7 @@ class BodyLimit:
         self.app, self.unbounded = app, unbounded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or (scope["method"], scope["path"].rstrip("/")) in self.unbounded:
+        if scope["type"] != "http" or (scope["method"], _route(scope)) in self.unbounded:
             await self.app(scope, receive, send)
             return
         limit, seen = get_settings().max_request_bytes, 0
@@ -127,6 +133,12 @@ class BodyLimit:
             return message
 
         await self.app(scope, counted, send)
+
+
+def _route(scope: Scope) -> str:
+    """The path below the prefix that a proxy serves the service at."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", "")).rstrip("/")
 
 
 def _too_large(limit: int) -> TooLarge:
