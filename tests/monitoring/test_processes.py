@@ -19,7 +19,6 @@ from sqlalchemy import select
 from app.kit import queue
 from app.kit.database import reading
 from app.kit.processes import spawn, stop
-from app.settings import REPOSITORY
 from app.up import migrate
 from app.workers.tables import Worker
 from demo.service import free_port, is_up
@@ -36,7 +35,7 @@ class House:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("BURNISH_")}
         own = {"BURNISH_HOME": str(self.home), "BURNISH_LOG_FORMAT": "json"}
         words = [sys.executable, "-m", "app.cli", *command]
-        return spawn(words, env=kept | own | settings, cwd=REPOSITORY, log=self.home / f"{name}.log")
+        return spawn(words, env=kept | own | settings, log=self.home / f"{name}.log")
 
     def start_api(self, name: str, port: int) -> Popen[bytes]:
         return self.start(name, "api", BURNISH_PORT=str(port))
