@@ -72,6 +72,8 @@ def there(service: str, key: str) -> dict[str, str]:
     """Names of objects that there are, by the first part of the paths that name them."""
     with httpx.Client(base_url=service, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
         dataset = client.post("/datasets", content=jsonl([new_row() for _ in range(3)])).raise_for_status().json()
+        # Processes that render and convert start slowly on a busy machine, and the calls below wait for ten seconds each.
+        client.post(f"/datasets/{dataset['id']}/preview", json={"base_model": "demo-base"}).raise_for_status()
         mendable = b'{"instruction": "a", "output": "b"}\n{"instruction": "a", "output": "b",}\n'
         report = client.post("/datasets", content=mendable).json()["error"]["report"]
         job = client.post("/jobs", json={"base_model": "demo-base", "dataset": dataset["id"]}).raise_for_status().json()
