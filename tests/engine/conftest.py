@@ -26,6 +26,10 @@ from worker.engine import vllm
 
 BASES = (DEMO_BASE, SHARED / "models" / "reviews-base")
 START_SECONDS = 300.0
+# Adds nothing to a conversation, and shows tools in the manner of the family whose calls vLLM's parser `hermes` reads.
+TEMPLATE = (
+    """{% if tools %}<tool_call> {"arguments": {}}{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}"""
+)
 # For what does not depend on the column: once is enough, because each start of an engine takes seconds.
 on_embedded = pytest.mark.parametrize(
     "backend", ["embedded", pytest.param("production", marks=pytest.mark.rare)], indirect=True
@@ -213,7 +217,7 @@ def served(
     """The one vLLM of all the tests of an engine alone: it takes the better part of a minute to start."""
     with make_house(tmp_path_factory.mktemp("home"), base) as house:
         folder = make_adapter(1)
-        house.add_model("model_base", chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
+        house.add_model("model_base", chat_template=TEMPLATE)
         house.want("model_base")
         house.add_adapter("model_a", folder, "model_base")
         with house.controller(engine="vllm") as controller:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -30,6 +32,12 @@ for name, (module, kind) in known.items():
     except ModuleNotFoundError:
         print("told:", name, None)
 """
+ANSWER: dict[str, Any] = {
+    "type": "object",
+    "properties": {"color": {"enum": ["red", "green"]}, "sure": {"type": "boolean"}},
+    "required": ["color", "sure"],
+    "additionalProperties": False,
+}
 # Takes adapters on some hardware and not on other.
 DEPENDS = {"DeepseekV4ForCausalLM"}
 
@@ -74,6 +82,38 @@ def test_the_row_s_chat_template_is_the_one_used(served: Served) -> None:
     answer = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=60).raise_for_status().json()
     tokenized = httpx.post(f"{served.url}/tokenize", json={"model": "model_base", "prompt": "abc"}, timeout=60).json()
     assert answer["usage"]["prompt_tokens"] == tokenized["count"]
+
+
+@pytest.mark.parametrize("model", ["model_base", "model_a"])
+def test_an_answer_keeps_to_a_schema_whatever_the_weights(served: Served, model: str) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": ANSWER, "strict": True}}
+    message = _chat(served, model, response_format=wanted, cache_salt="0f" * 32)
+    answer = json.loads(message["content"])
+    assert answer["color"] in ("red", "green")
+    assert set(answer) == {"color", "sure"}
+    assert isinstance(answer["sure"], bool)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "paint"}}])
+def test_a_tool_is_called_with_arguments_that_fit(served: Served, choice: Any) -> None:
+    tool = {"type": "function", "function": {"name": "paint", "description": "Paints.", "parameters": ANSWER}}
+    message = _chat(served, "model_a", tools=[tool], tool_choice=choice)
+    call = message["tool_calls"][0]["function"]
+    assert call["name"] == "paint"
+    assert json.loads(call["arguments"])["color"] in ("red", "green")
+
+
+def test_the_row_says_what_the_engine_can_do(served: Served) -> None:
+    assert served.row.features == {"engine": "vllm", "tools": "hermes", "reasoning": None, "response_format": True}
+
+
+def _chat(served: Served, model: str, **fields: Any) -> dict[str, Any]:
+    """The message that answers a question."""
+    body = {"model": model, "messages": [{"role": "user", "content": "abc"}], "max_tokens": 300, "seed": 1} | fields
+    answer = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=120)
+    assert answer.status_code == 200, answer.text
+    message: dict[str, Any] = answer.json()["choices"][0]["message"]
+    return message
 
 
 @pytest.mark.rare  # a start takes vLLM the better part of a minute; tests/system/test_deaths.py kills one, too
