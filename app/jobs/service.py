@@ -23,7 +23,7 @@ from app.jobs.tables import Checkpoint, Event, Job, Metric
 from app.jobs.waiting import places
 from app.kit import references, tracing
 from app.kit.database import reading
-from app.kit.errors import Conflict, InvalidValue, NotFound, Refusals
+from app.kit.errors import Conflict, InvalidValue, NotFound, Refusals, ServiceError
 from app.kit.ids import new_id
 from app.kit.leases import in_state
 from app.kit.naming import find_named
@@ -52,10 +52,16 @@ def create(project_id: str, request: JobCreate, *, dry_run: bool = False) -> Job
     """Accepts a job, with every default resolved. What cannot work is refused here, with the fields named. Of a dry run nothing
     is kept: the job is as it would have been. Blocks while its rows are looked at."""
     fetch_manifest(project_id, request.base_model)
-    with reading() as session:
-        spec, base, held = judge(session, project_id, request)
-    # Between the transactions: nobody else waits while rows are rendered.
-    unchecked = row_check.require_trainable(spec, base, held, patient=dry_run)
+    try:
+        with reading() as session:
+            spec, base, held = judge(session, project_id, request)
+        # Between the transactions: nobody else waits while rows are rendered.
+        unchecked = row_check.require_trainable(spec, base, held, patient=dry_run)
+    except ServiceError:
+        with (
+            creating()
+        ):  # the same request, sent at the same time, may have been accepted: then this one is answered like it
+            raise
     with creating() as session:
         spec, base, held = judge(session, project_id, request)
         dataset = held["rows"]

@@ -55,16 +55,16 @@ def register(project_id: str, request: ModelCreate) -> Model:
         facts=given,
         meta=request.metadata,
     )
-    kept = source_of(model)
-    if kept is not None:
-        kept.fetch(model)
     if request.architecture_only and "://" in request.source:
         raise InvalidValue(
             f"The source '{request.source}' has weights, or is to have some.",
             param="architecture_only",
             hint="Give the directory of an architecture, or leave architecture_only out.",
         )
-    if kept is None and "://" in request.source:
+    kept = source_of(model)
+    if kept is not None:
+        kept.fetch(model)
+    elif "://" in request.source:
         if not HUB_SOURCE.fullmatch(request.source):
             raise InvalidValue(
                 f"The source '{request.source}' is not one that can be read.",
@@ -72,7 +72,7 @@ def register(project_id: str, request: ModelCreate) -> Model:
                 hint="Give a directory, modelscope://owner/name[@revision], hf://owner/name[@revision] or checkpoint://id.",
             )
         model.status = "downloading"
-    elif kept is None:
+    else:
         folder = roots.resolve(request.source)
         if folder != DEMO_BASE.resolve():
             roots.require_allowed(folder, request.source)

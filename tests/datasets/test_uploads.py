@@ -87,7 +87,7 @@ def test_raw_body_of_any_other_content_type(client: httpx.Client) -> None:
         (END, "missing_field", "file"),
         (FILE + FILE + END, "invalid_value", "file"),
         (part("nmae", b"x") + FILE + END, "unknown_field", "nmae"),
-        (FILE + part("name", b"x") + part("name", b"y") + END, "invalid_value", "name"),
+        (FILE + part("name", b"x") + part("name", b"y") + END, "duplicate_key", "name"),
         (FILE + part("name", b"\xff") + END, "invalid_value", "name"),
         (FILE + part("name", b"") + END, "invalid_value", "name"),
         (FILE + part("name", b"a\x00b") + END, "invalid_value", "name"),
@@ -107,7 +107,7 @@ def test_wrong_form_is_refused(client: httpx.Client, stored: Stored, body: bytes
     ("query", "code", "param"),
     [
         ("nmae=x", "unknown_field", "nmae"),
-        ("name=a&name=b", "invalid_value", "name"),
+        ("name=a&name=b", "duplicate_key", "name"),
         ("name=", "invalid_value", "name"),
         ("name=%00", "invalid_value", "name"),
         ("format=csv", "invalid_value", "format"),

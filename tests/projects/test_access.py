@@ -140,7 +140,9 @@ def test_no_list_shows_what_is_another_project_s(keys: Keys, theirs: Owned, clie
     listed = client_of(keys.ours["write"]).get(path, params={"limit": 1000}).raise_for_status().text
     assert not any(each in listed for each in (theirs.dataset, theirs.job, theirs.model))
     for after in (theirs.dataset, theirs.job, theirs.model):
-        assert theirs.dataset not in client_of(keys.ours["read"]).get(path, params={"after": after}).text
+        answer = client_of(keys.ours["read"]).get(path, params={"after": after})
+        # An id of another kind is refused, and the refusal repeats it.
+        assert answer.status_code == 422 or theirs.dataset not in answer.text
 
 
 def test_nothing_is_made_of_another_project_s_objects(keys: Keys, theirs: Owned, client_of: As) -> None:

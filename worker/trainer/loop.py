@@ -126,7 +126,6 @@ class _Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         self.emit = emit
         self.stop = stop
         self.recent: deque[tuple[float, int]] = deque(maxlen=_SPEED_WINDOW)  # (seconds, tokens) of a step
-        self.step_began = 0.0
         self.step_tokens = 0
         self.measured: dict[str, float] = {}
         self.last_loss = self.resumed.loss if self.resumed else math.nan
