@@ -138,6 +138,12 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         yield backend
 
 
+# For slow tests of what does not depend on the column: once is enough.
+on_embedded = pytest.mark.parametrize(
+    "backend", ["embedded", pytest.param("production", marks=pytest.mark.rare)], indirect=True
+)
+
+
 def reset_caches() -> None:
     """Forgets what this process made from the settings, so that others take effect."""
     from app.kit import database, queue, sealing, storage

@@ -30,10 +30,6 @@ START_SECONDS = 300.0
 TEMPLATE = (
     """{% if tools %}<tool_call> {"arguments": {}}{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}"""
 )
-# For what does not depend on the column: once is enough, because each start of an engine takes seconds.
-on_embedded = pytest.mark.parametrize(
-    "backend", ["embedded", pytest.param("production", marks=pytest.mark.rare)], indirect=True
-)
 needs_vllm = pytest.mark.skipif(
     not (IN_CI or vllm.is_installed(get_settings())), reason="vLLM is not installed in .venv-vllm"
 )

@@ -14,8 +14,8 @@ import pytest
 from app.kit.database import utc_now, writing
 from app.models.tables import Engine
 from app.settings import Settings
-from tests.conftest import eventually
-from tests.engine.conftest import House, engine_processes, on_embedded
+from tests.conftest import eventually, on_embedded
+from tests.engine.conftest import House, engine_processes
 from worker.engine import client, controller, embedded, rows, running, vllm
 from worker.engine.choice import choose_engine, engine_for
 

@@ -25,7 +25,7 @@ from app.models.bases import weights_folder
 from app.models.chat_templates import text_of
 from app.models.tables import Model
 from app.projects.stored import stored_bytes
-from tests.conftest import DEMO_BASE
+from tests.conftest import DEMO_BASE, on_embedded
 from tests.datasets.helpers import jsonl, new_row, refusal
 from tests.worker.test_reconcilers import empty_queue
 from worker import preparing
@@ -242,6 +242,7 @@ def keep_real(job: Job, stage: str, damaged: bool = False, **config: Any) -> str
         return checkpoints.newest_first(session, job.id)[0].id
 
 
+@on_embedded
 @pytest.mark.parametrize(("stage", "kind", "variant"), [("sft", "merged", "dora"), ("rm", "reward", None)])
 def test_what_no_engine_loads_as_an_adapter_is_merged(
     client: httpx.Client, job: Job, stage: str, kind: str, variant: str | None
@@ -282,6 +283,7 @@ def test_an_adapter_whose_rank_no_engine_takes_is_merged_too(client: httpx.Clien
     assert stored(job) == {"1-10"}
 
 
+@on_embedded
 def test_what_cannot_be_merged_says_why_and_gives_its_checkpoint_back(client: httpx.Client, job: Job) -> None:
     name = f"a-{job.id[-8:]}"
     serve(client, keep_real(job, "sft", damaged=True, variant="dora"), name).raise_for_status()

@@ -17,7 +17,7 @@ from tests.conftest import eventually
 
 ENDED = {"succeeded", "failed", "cancelled"}
 # Between two looks at a job; one costs the service as much as a step of a small training.
-LOOK_SECONDS = 0.2
+LOOK_SECONDS = 0.4
 
 
 @dataclass

@@ -18,6 +18,7 @@ from app.jobs.estimate import MICRO_BATCH_TOKENS
 from app.kit import storage
 from app.kit.gpus import Gpu
 from app.kit.processes import spawn
+from tests.conftest import on_embedded
 from tests.datasets.helpers import jsonl
 from tests.jobs.conftest import dataset
 from tests.jobs.test_lifecycle import job
@@ -29,6 +30,7 @@ from worker.supervisor import train_next
 __all__ = ["dataset", "job"]
 
 
+@on_embedded
 def test_what_was_mixed_in_kept_and_compared_is_told(
     client: httpx.Client, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +116,7 @@ def spares() -> dict[str, int]:
     return {spare.gpu: spare.process.pid for spare in trainers._spares}
 
 
+@on_embedded
 def test_a_waiting_trainer_sees_its_slot_s_gpu_and_takes_jobs_of_that_gpu_alone(
     client: httpx.Client, job: dict[str, Any], two_gpus: Slots
 ) -> None:
@@ -139,6 +142,7 @@ def test_a_waiting_trainer_sees_its_slot_s_gpu_and_takes_jobs_of_that_gpu_alone(
     assert after[large] != waiting[large]
 
 
+@on_embedded
 def test_a_job_of_two_gpus_is_trained_by_two_processes_and_by_no_waiting_trainer(
     client: httpx.Client, job: dict[str, Any], two_gpus: Slots
 ) -> None:
