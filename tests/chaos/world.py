@@ -48,7 +48,7 @@ ROLES: dict[str, Is] = {
     "api": _has("app.cli api"),
     "training": _has("-m worker", "--queues training"),
     "housekeeping": _has("-m worker", "--queues housekeeping"),
-    "beat": _has("-m worker beat"),
+    "beat": _has("--quiet beat"),
     "controller": lambda command: not _is_guard(command) and command[-2:] == ["-m", "worker.engine"],
     "engine": _has("worker.engine.embedded_server"),
     "trainer": _has("-m worker.trainer"),

@@ -110,7 +110,7 @@ def test_every_learned_turn_continues_the_engine_s_prompt(
     base: Path, prompt_ids: Callable[..., list[int]], name: str
 ) -> None:
     tokenizer = tokenizer_of(base, TEMPLATES[name])
-    [(_, parts)] = render(tokenizer, "chat", [{"messages": CONVERSATION, "tools": TOOLS}])
+    [(_, _, parts)] = render(tokenizer, "chat", [(1, {"messages": CONVERSATION, "tools": TOOLS})])
     found = [example for _, example in parts]
     turns = [i for i, message in enumerate(CONVERSATION) if message["role"] == "assistant"]
     for number, end in enumerate(turns):

@@ -169,7 +169,7 @@ def test_a_killed_engine_comes_back_with_its_adapters(running: Service, dataset:
     )
 
 
-@pytest.mark.parametrize("part", ["app.cli api", "--queues housekeeping", "-m worker beat", "worker.engine"])
+@pytest.mark.parametrize("part", ["app.cli api", "--queues housekeeping", "--quiet beat", "worker.engine"])
 def test_a_killed_part_is_started_again(running: Service, part: str) -> None:
     before = {process.pid for process in running.processes(part)}
     running.kill(part)
