@@ -137,7 +137,8 @@ def test_a_turn_without_reasoning_continues_the_prompt_with_thinking_off(
     base: Path, prompt_ids: Callable[..., list[int]]
 ) -> None:
     tokenizer = tokenizer_of(base, QWEN3)
-    [(_, parts)] = render(tokenizer, "chat", [{"messages": [*CALLED, turn("assistant", "It rains.")], "tools": TOOLS}])
+    row = {"messages": [*CALLED, turn("assistant", "It rains.")], "tools": TOOLS}
+    [(_, _, parts)] = render(tokenizer, "chat", [(1, row)])
     found = [example for _, example in parts]
     off = prompt_ids(CALLED, TOOLS, chat_template_kwargs={"enable_thinking": False})
     on = prompt_ids(CALLED, TOOLS, chat_template_kwargs={"enable_thinking": True})
