@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tokenizers import Tokenizer
 
 from app.settings import get_settings
 from tests.conftest import eventually
@@ -96,8 +97,10 @@ def test_an_answer_keeps_to_a_schema_whatever_the_weights(served: Served, model:
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "paint"}}])
 def test_a_tool_is_called_with_arguments_that_fit(served: Served, choice: Any) -> None:
-    tool = {"type": "function", "function": {"name": "paint", "description": "Paints.", "parameters": ANSWER}}
+    paint = {"name": "paint", "description": "Paints.", "parameters": ANSWER, "strict": True}
+    tool = {"type": "function", "function": paint}
     message = _chat(served, "model_a", tools=[tool], tool_choice=choice)
+    assert message.get("tool_calls"), message
     call = message["tool_calls"][0]["function"]
     assert call["name"] == "paint"
     assert json.loads(call["arguments"])["color"] in ("red", "green")
@@ -108,8 +111,12 @@ def test_the_row_says_what_the_engine_can_do(served: Served) -> None:
 
 
 def _chat(served: Served, model: str, **fields: Any) -> dict[str, Any]:
-    """The message that answers a question."""
+    """The message that answers a question. Between the parts of JSON white space is allowed without end, and random weights
+    write it without end, so none is."""
     body = {"model": model, "messages": [{"role": "user", "content": "abc"}], "max_tokens": 300, "seed": 1} | fields
+    tokenizer = Tokenizer.from_file(str(served.house.base / "tokenizer.json"))
+    texts = (tokenizer.decode([id]) for id in range(tokenizer.get_vocab_size()))
+    body["logit_bias"] = {str(id): -100 for id, text in enumerate(texts) if any(map(str.isspace, text))}
     answer = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=120)
     assert answer.status_code == 200, answer.text
     message: dict[str, Any] = answer.json()["choices"][0]["message"]

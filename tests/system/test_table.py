@@ -201,7 +201,9 @@ def prefers_right_answers_and_writes_none(running: Service, name: str) -> None:
     assert sum(r > w for r, w in zip(right, wrong, strict=True)) >= 15
     chat = {"model": name, "messages": [{"role": "user", "content": "Hello"}]}
     refused = running.client.post("/v1/chat/completions", json=chat)
-    assert (refused.status_code, refused.json()["error"]["hint"]) == (422, f"POST /models/{name}/score")
+    assert (refused.status_code, refused.json()["error"]["hint"]) == (
+        422, f"Send conversations to POST /models/{name}/score.",
+    )  # fmt: skip
     refused = running.client.post("/models/demo-base/score", json={"conversations": [chat["messages"] * 2]})
     assert (refused.status_code, refused.json()["error"]["param"]) == (422, "name")
     unanswered = {"conversations": [[{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]]}
