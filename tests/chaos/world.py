@@ -54,7 +54,8 @@ ROLES: dict[str, Is] = {
     "trainer": _has("-m worker.trainer"),
     "trainer guard": lambda command: _is_guard(command) and "worker.trainer" in command,
     "helper": lambda command: (
-        not _is_guard(command) and bool({"worker.renderer", "app.datasets.examiner"} & {*command})
+        not _is_guard(command)
+        and bool({"worker.renderer", "app.datasets.examiner", "app.datasets.converter"} & {*command})
     ),
 }
 
