@@ -77,6 +77,7 @@ def traced(receiver: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iter
         {
             "BURNISH_HOME": str(tmp_path_factory.mktemp("traced")),
             "BURNISH_ENGINE": "embedded",
+            "BURNISH_LOG_FORMAT": "json",
             "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url,
             "OTEL_BSP_SCHEDULE_DELAY": "100",
             "OMP_NUM_THREADS": "1",
