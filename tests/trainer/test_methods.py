@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,18 @@ from tests.trainer.rows_of_the_table import METHODS as ROWS
 from tests.trainer.rows_of_the_table import job
 from worker.trainer.base import Base
 from worker.trainer.methods import METHODS, lora, qlora
+from worker.trainer.precision import compute_in
 
 LAYER = "model.layers.0.mlp.up_proj"
 IDS = torch.arange(10, 30)[None]
+
+
+@pytest.fixture(autouse=True)
+def in_fp32() -> Iterator[None]:
+    """Also where this machine is quick in bfloat16: what a method changes is told from rounding."""
+    compute_in("fp32")
+    yield
+    compute_in("auto")
 
 
 def prepared(base: Path, method: Method, **options: Any) -> Any:
