@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 # What a hint may say, and the command for it. `{…}` is an id or a name, and goes to the same place of the command.
 COMMANDS = {
@@ -74,12 +75,12 @@ def in_commands(text: str) -> str:
     for sentence, other in SENTENCES.items():
         text = text.replace(sentence, other)
     for pattern, command in _REQUESTS:
-        text = pattern.sub(lambda found, command=command: _command(command, found.groups()), text)  # type: ignore[misc]
+        text = pattern.sub(partial(_command, command), text)
     return text
 
 
-def _command(command: str, names: tuple[str, ...]) -> str:
-    for name in names:
+def _command(command: str, found: re.Match[str]) -> str:
+    for name in found.groups():
         shown = name[1:-1].upper() if re.fullmatch(r"\{\w+\}", name) else name
-        command = re.sub(r"\{\w+\}", lambda _, shown=shown: shown, command, count=1)  # type: ignore[misc]
+        command = re.sub(r"\{\w+\}", shown.replace("\\", r"\\"), command, count=1)
     return f"`{command}`"

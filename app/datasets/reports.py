@@ -23,7 +23,7 @@ from app.kit.ids import new_id
 from app.projects import stored
 
 KEPT = timedelta(hours=24)
-# Each piece of an answer goes through a thread and the network by itself, which costs more than a line's own work.
+# The smallest piece of a streamed answer. Each piece costs a thread hop and a network write, far more than one line does.
 PIECE_BYTES = 64 * 2**10
 # What is wrong with a file as a whole, and is mended in another way than row by row.
 FILE_CODES = {"unreadable_file", "too_large", "no_rows", "unknown_format", "single_label"}

@@ -25,7 +25,7 @@ from app.kit.errors import NotFound
 POLL_SECONDS = 0.3
 # After this long without anything a comment is sent, so that proxies keep the stream open.
 KEEPALIVE_SECONDS = 15.0
-# A follower keeps so many of the newest rows. A stream that is further behind reads for itself.
+# The number of newest rows that a follower keeps. A stream that is further behind reads from the database.
 KEPT_ROWS = 200
 
 Row = TypeVar("Row", Event, Log)

@@ -154,8 +154,10 @@ def delete_all_keys() -> int:
 
 
 def require_another_admin(session: Session, key: Key) -> None:
-    """Raises `Conflict` if `key` is an admin's and no other one is valid: nobody could make a key then, and without any key
-    everyone on the machine is an admin. `BURNISH_ADMIN_KEY` is another one."""
+    """Raises `Conflict` if `key` is the last valid admin key. `BURNISH_ADMIN_KEY` counts as one.
+
+    Without a valid admin key nobody could make keys. Without any key, everyone on the machine would be an admin.
+    """
     if key.role != "admin" or get_settings().admin_key:
         return
     # Held, so that of two who delete the last two one waits and sees it.

@@ -54,7 +54,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 
 def heard_at() -> datetime | None:
-    """When the housekeeping worker last told of itself, which it does at the end of each round."""
+    """The time of the housekeeping worker's last report. It reports at the end of each round."""
     with reading() as session:
         return session.scalar(select(Worker.heard_at).where(Worker.queue == "housekeeping"))
 
